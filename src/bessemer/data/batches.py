@@ -1,0 +1,114 @@
+"""An endless stream of batches, and how they are augmented.
+
+Every draw (the order of an epoch, a crop, a flip, noise) is keyed by the run's seed and the place in the stream
+(`bessemer.randomness`), so the whole state of the stream is how many images have been read: a resumed run continues
+with the very same batches, and processes that share a stream need exchange nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from bessemer import randomness
+from bessemer.data.dataset import Split
+from bessemer.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a training method gets: float images in [0, 1], labels, and what random draws are keyed by.
+
+    index: each image's place in its data set. seed: from the run's seed and the step.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    labels: Int[Tensor, " n"]
+    index: Int[Tensor, " n"]
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Batched changes to training images: each image draws its own.
+
+    crop: shift by up to so many pixels each way, zeros coming in. flip: mirror half of the images left to right.
+    noise: standard deviation of Gaussian noise in [0, 1] units; pixels are clipped to [0, 1].
+    """
+
+    crop: int = 0
+    flip: bool = False
+    noise: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop < 0 or self.noise < 0:
+            raise UsageError(f"augmentation: crop and noise cannot be negative, found {self.crop} and {self.noise}")
+
+    def __call__(self, images: Tensor, seed: int, index: Tensor) -> Tensor:
+        """The changed images."""
+        n, channels, height, width = images.shape
+        if self.flip:
+            mirrored = randomness.integers(2, seed, index, stream=1).bool()
+            images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
+        if self.crop:
+            down = randomness.integers(2 * self.crop + 1, seed, index, stream=2)[:, None] + torch.arange(
+                height, device=images.device
+            )
+            right = randomness.integers(2 * self.crop + 1, seed, index, stream=3)[:, None] + torch.arange(
+                width, device=images.device
+            )
+            one = torch.arange(n, device=images.device)[:, None, None, None]
+            channel = torch.arange(channels, device=images.device)[:, None, None]
+            images = pad(images, [self.crop] * 4)[one, channel, down[:, None, :, None], right[:, None, None, :]]
+        if self.noise:
+            noise = randomness.normal(tuple(images.shape[1:]), seed, index, stream=4)
+            images = (images + self.noise * noise).clamp(0, 1)
+        return images
+
+
+class Batches:
+    """Batches of `size` images without end; an epoch that does not divide evenly runs on into the next.
+
+    shuffle: a new order every epoch; without it the images come in file order, as Caffe reads them.
+    `position` counts the images read so far: it is the whole state.
+    """
+
+    def __init__(
+        self, split: Split, size: int, seed: int = 0, shuffle: bool = True, augmentation: Augmentation | None = None
+    ) -> None:
+        if not 1 <= size <= len(split):
+            raise UsageError(f"batch_size: {size} does not fit a training set of {len(split)} images")
+        self.split, self.size, self.seed, self.shuffle = split, size, seed, shuffle
+        self.augmentation = augmentation or Augmentation()
+        self.position = 0
+        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def next(self) -> Batch:
+        """The batch at `position`, which then moves on."""
+        epoch, offset = divmod(self.position, len(self.split))
+        index = self._epoch(epoch)[offset : offset + self.size]
+        if len(index) < self.size:
+            index = torch.cat([index, self._epoch(epoch + 1)[: self.size - len(index)]])
+        seed = randomness.subseed(self.seed, 1, self.position)
+        self.position += self.size
+        images, labels = self.split.at(index)
+        return Batch(self.augmentation(images, seed, index), labels, index, seed)
+
+    def _epoch(self, epoch: int) -> Tensor:
+        """The order of one epoch; the newest is kept."""
+        if self._order[0] != epoch:
+            device = self.split.labels.device
+            if self.shuffle:
+                generator = torch.Generator().manual_seed(randomness.subseed(self.seed, 0, epoch))
+                order = torch.randperm(len(self.split), generator=generator).to(device)
+            else:
+                order = torch.arange(len(self.split), device=device)
+            self._order = (epoch, order)
+        return self._order[1]

@@ -1,0 +1,32 @@
+"""What a run leaves behind: plain data, no torch."""
+
+from bessemer.records.evaluation import (
+    COLUMNS,
+    AttackRows,
+    Curve,
+    Evaluation,
+    Exhibit,
+    Finding,
+    Share,
+    wilson,
+)
+from bessemer.records.files import read_record, write_record, write_whole
+from bessemer.records.provenance import provenance
+from bessemer.records.run import RunRecord, read_metrics
+
+__all__ = [
+    "COLUMNS",
+    "AttackRows",
+    "Curve",
+    "Evaluation",
+    "Exhibit",
+    "Finding",
+    "RunRecord",
+    "Share",
+    "provenance",
+    "read_metrics",
+    "read_record",
+    "wilson",
+    "write_record",
+    "write_whole",
+]

@@ -1,0 +1,331 @@
+"""A verdict per image and attack, and what follows from them.
+
+An `Evaluation` is plain data: every summary, table, curve and page is computed from its rows, later, without a model.
+Distances are in [0, 1] pixel units. Intervals are Wilson's, at 95 % (E. B. Wilson, "Probable inference, the law of
+succession, and statistical inference", 1927).
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bessemer.errors import FileError
+from bessemer.records.files import read_record, write_record, write_whole
+
+Column = npt.NDArray[Any]
+
+# one value per image; `pass_score` is NaN where it was not measured
+COLUMNS: dict[str, type] = {
+    "prediction": np.int64,  # the class the model gives the image the attack returned
+    "linf": np.float64,
+    "l2": np.float64,
+    "l1": np.float64,
+    "pass_score": np.float64,
+    "forwards": np.int64,  # forward and backward passes this image was part of
+    "backwards": np.int64,
+    "gradients": np.int64,  # input gradients asked for, and how many of them were all zero in float32
+    "zero_gradients": np.int64,
+    "zero_in_float64": np.bool_,  # the first all-zero gradient, asked again in float64, was still all zero
+}
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of images, with its 95 % interval: `count` of `total`."""
+
+    count: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share itself, NaN of nothing."""
+        return self.count / self.total if self.total else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval; (0, 1) of nothing."""
+        return wilson(self.count, self.total)
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def wilson(count: int, total: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """The score interval of a share; `z` is the normal quantile (95 % by default)."""
+    if total == 0:
+        return 0.0, 1.0
+    share = count / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half))
+
+
+@dataclass(frozen=True)
+class AttackRows:
+    """What one attack did to each image, in the order of `Evaluation.index`.
+
+    kind: `bounded` (the worst point of a ball), `minimal` (the nearest misclassified point), `random` (one draw).
+    threat: the ball as text, such as `Linf:8/255`; empty for minimal attacks.
+    """
+
+    name: str
+    attack: str  # its repr: the call that makes it again
+    kind: str
+    threat: str
+    columns: dict[str, Column]
+
+    def __getitem__(self, column: str) -> Column:
+        return self.columns[column]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something the evaluation noticed.
+
+    verdict: `trust` (looked for and absent), `doubt` (the figures of `attack` cannot be trusted), `note`.
+    """
+
+    name: str
+    verdict: str
+    figure: str  # the number, as text: "29.3 % of images"
+    meaning: str
+    advice: str
+    attack: str = ""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Robust accuracy over the radius, for one attack: `robust[i]` of `total` images survive `eps[i]`."""
+
+    attack: str
+    norm: str
+    eps: list[float]
+    robust: list[int]
+    total: int
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One image under one attack, for the gallery. Pixels are (C, H, W) arrays in [0, 1]."""
+
+    attack: str
+    index: int
+    label: int
+    prediction: int  # of the clean image
+    adversarial_prediction: int
+    linf: float
+    l2: float
+    original: npt.NDArray[np.float32]
+    adversarial: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model under one suite: a row per image and attack, and where it all came from.
+
+    `robust` of an attack counts images that are right without and under the attack. The worst case is pointwise: an
+    image counts as robust only if every bounded attack of the suite failed on it.
+    """
+
+    model: str
+    data: str
+    suite: str
+    threat: str
+    seed: int
+    classes: list[str]
+    index: Column
+    label: Column
+    prediction: Column  # of the clean image
+    attacks: list[AttackRows]
+    findings: list[Finding] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
+    gallery: list[Exhibit] = field(default_factory=list)
+    notes: dict[str, Any] = field(default_factory=dict)  # e.g. how often PASS could not align
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def attack(self, name: str) -> AttackRows:
+        """The rows of one attack, by name."""
+        return next(rows for rows in self.attacks if rows.name == name)
+
+    @property
+    def right(self) -> Column:
+        """Which images are classified correctly when nobody attacks."""
+        return self.prediction == self.label
+
+    def clean_accuracy(self) -> Share:
+        """The share of images classified correctly when nobody attacks."""
+        return Share(int(self.right.sum()), len(self))
+
+    def survivors(self, name: str) -> Column:
+        """Which images are right without and under the attack."""
+        return self.right & (self.attack(name)["prediction"] == self.label)
+
+    def robust_accuracy(self, name: str) -> Share:
+        """The share of all images that are right without and under the attack."""
+        return Share(int(self.survivors(name).sum()), len(self))
+
+    def success_rate(self, name: str) -> Share:
+        """The share of correctly classified images that the attack turns (the papers' `rate`)."""
+        return Share(int((self.right & ~self.survivors(name)).sum()), int(self.right.sum()))
+
+    def worst_case(self) -> Share | None:
+        """The share of images that survive every bounded attack; None where the suite has none."""
+        bounded = [rows.name for rows in self.attacks if rows.kind == "bounded"]
+        if not bounded:
+            return None
+        return Share(int(np.logical_and.reduce([self.survivors(name) for name in bounded]).sum()), len(self))
+
+    def produced(self, name: str, column: str) -> tuple[float, float]:
+        """Mean and standard deviation of a column over the adversarial examples the attack produced (NaN of none)."""
+        values = self.attack(name)[column][self.right & ~self.survivors(name)]
+        values = values[~np.isnan(values.astype(np.float64))]
+        return (float(values.mean()), float(values.std())) if len(values) else (math.nan, math.nan)
+
+    def zero_gradient_share(self, name: str) -> Share:
+        """The share of correctly classified images for which the attack met an all-zero float32 input gradient."""
+        return Share(int((self.right & (self.attack(name)["zero_gradients"] > 0)).sum()), int(self.right.sum()))
+
+    def zero_in_float64_share(self, name: str) -> Share:
+        """The share whose gradient is all zero in float64 as well: no precision helps there."""
+        return Share(int((self.right & self.attack(name)["zero_in_float64"]).sum()), int(self.right.sum()))
+
+    def summary(self) -> list[dict[str, Any]]:
+        """One row for clean images, one per attack, and the worst case: plain numbers, for tables."""
+        clean = self.clean_accuracy()
+        rows = [{"attack": "clean", "accuracy": clean.value, "interval": clean.interval, "images": len(self)}]
+        for attack in self.attacks:
+            share, rate = self.robust_accuracy(attack.name), self.success_rate(attack.name)
+            linf, pass_score = self.produced(attack.name, "linf"), self.produced(attack.name, "pass_score")
+            rows.append(
+                {
+                    "attack": attack.name,
+                    "kind": attack.kind,
+                    "accuracy": share.value,
+                    "interval": share.interval,
+                    "success_rate": rate.value,
+                    "success_interval": rate.interval,
+                    "images": len(self),
+                    "zero_gradient_share": self.zero_gradient_share(attack.name).value,
+                    "zero_in_float64_share": self.zero_in_float64_share(attack.name).value,
+                    "linf": linf,
+                    "linf_grey_levels": (255 * linf[0], 255 * linf[1]),
+                    "pass_score": pass_score,
+                }
+            )
+        worst = self.worst_case()
+        if worst is not None:
+            rows.append({"attack": "worst case", "accuracy": worst.value, "interval": worst.interval, "images": len(self)})
+        return rows
+
+    def to_json(self) -> dict[str, Any]:
+        """The whole evaluation as JSON values (NaN becomes null); `Evaluation.from_json` reads it back."""
+        return {
+            "model": self.model,
+            "data": self.data,
+            "suite": self.suite,
+            "threat": self.threat,
+            "seed": self.seed,
+            "classes": self.classes,
+            "index": self.index.tolist(),
+            "label": self.label.tolist(),
+            "prediction": self.prediction.tolist(),
+            "attacks": [
+                {
+                    "name": rows.name,
+                    "attack": rows.attack,
+                    "kind": rows.kind,
+                    "threat": rows.threat,
+                    "columns": {name: _listed(column) for name, column in rows.columns.items()},
+                }
+                for rows in self.attacks
+            ],
+            "findings": [asdict(finding) for finding in self.findings],
+            "curves": [asdict(curve) for curve in self.curves],
+            "gallery": [
+                {**asdict(exhibit), "original": _listed(exhibit.original), "adversarial": _listed(exhibit.adversarial)}
+                for exhibit in self.gallery
+            ],
+            "notes": self.notes,
+            "provenance": self.provenance,
+        }
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Evaluation:
+        """The evaluation that `to_json` described."""
+        return cls(
+            **{key: record[key] for key in ("model", "data", "suite", "threat", "seed", "classes")},
+            **{key: np.array(record[key], np.int64) for key in ("index", "label", "prediction")},
+            attacks=[
+                AttackRows(
+                    **{key: rows[key] for key in ("name", "attack", "kind", "threat")},
+                    columns={name: _column(rows["columns"][name], kind) for name, kind in COLUMNS.items()},
+                )
+                for rows in record["attacks"]
+            ],
+            findings=[Finding(**finding) for finding in record["findings"]],
+            curves=[Curve(**curve) for curve in record["curves"]],
+            gallery=[
+                Exhibit(
+                    **{
+                        **exhibit,
+                        "original": np.array(exhibit["original"], np.float32),
+                        "adversarial": np.array(exhibit["adversarial"], np.float32),
+                    }
+                )
+                for exhibit in record["gallery"]
+            ],
+            notes=record["notes"],
+            provenance=record["provenance"],
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `SUITE.json` (with its digest) into a folder; returns the path. Raises `FileError`."""
+        path = Path(folder) / f"{self.suite}.json"
+        write_record(path, self.to_json())
+        return path
+
+    @classmethod
+    def read(cls, path: str | Path) -> Evaluation:
+        """The evaluation in a file that `save` wrote. Raises `FileError` where the file is damaged or another kind."""
+        record = read_record(Path(path))
+        try:
+            return cls.from_json(record)
+        except (KeyError, TypeError, ValueError) as problem:
+            raise FileError(f"{path} is no evaluation of this version of Bessemer: {problem}") from problem
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """A line per image and attack, as CSV; written to `path` too, if one is given."""
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["attack", "index", "label", "clean_prediction", *COLUMNS])
+        for rows in self.attacks:
+            columns = zip(self.index, self.label, self.prediction, *(rows[name] for name in COLUMNS), strict=True)
+            writer.writerows([rows.name, *line] for line in columns)
+        if path is not None:
+            write_whole(Path(path), text.getvalue().encode())
+        return text.getvalue()
+
+
+def _listed(column: Column) -> list[Any]:
+    """A column as JSON values; floats at the precision that a float32 has, NaN as null."""
+    if column.dtype.kind != "f":
+        return column.tolist()
+    if column.ndim > 1:
+        return [_listed(part) for part in column]
+    return [None if math.isnan(value) else float(f"{value:.9g}") for value in column.tolist()]
+
+
+def _column(values: list[Any], kind: type) -> Column:
+    return np.array([math.nan if value is None else value for value in values], kind)

@@ -1,0 +1,60 @@
+"""A run is a folder: `recipe.toml`, `metrics.jsonl`, `checkpoints/`, `records/`, `report.html`.
+
+This file knows the folder's plain data; weights are the business of `bessemer.training.checkpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from bessemer.errors import FileError, UsageError
+from bessemer.records.evaluation import Evaluation
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a finished run says of itself.
+
+    recipe: the complete recipe as nested tables; empty for a bare `Evaluation`.
+    metrics: the lines of `metrics.jsonl`, each with `iteration` and either `loss`, `lr`, `seconds` (training, a mean
+    since the line before) or `validation_loss`, `validation_accuracy`.
+    """
+
+    name: str
+    recipe: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, float]] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> RunRecord:
+        """The run in a folder. Raises `UsageError` where it is none, `FileError` where a part is damaged."""
+        folder = Path(folder)
+        recipe = folder / "recipe.toml"
+        if not recipe.is_file():
+            raise UsageError(f"{folder} is no run: it has no recipe.toml; train one with `bessemer train RECIPE --out {folder}`")
+        try:
+            tables = tomllib.loads(recipe.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
+            raise FileError(f"{recipe} is damaged: {problem}") from problem
+        return cls(
+            name=folder.resolve().name,
+            recipe=tables,
+            metrics=read_metrics(folder / "metrics.jsonl"),
+            evaluations=[Evaluation.read(path) for path in sorted((folder / "records").glob("*.json"))],
+        )
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics file; a last line that a kill cut off is left out."""
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    # what follows the last newline was still being written
+    try:
+        return [json.loads(line) for line in lines[:-1] if line]
+    except json.JSONDecodeError as problem:
+        raise FileError(f"{path} is damaged: {problem}") from problem
