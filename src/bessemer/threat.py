@@ -23,7 +23,7 @@ from bessemer.errors import ThreatError, UsageError, unknown
 Images = Float[Tensor, "n *shape"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Threat(ABC):
     """A ball of radius `eps` around each image, cut with the pixel box.
 
@@ -77,14 +77,21 @@ class Threat(ABC):
         size = self.size(adversarial - images)
         worst = size.max().item() if len(size) else 0.0
         if not worst <= self.eps + slack * max(1.0, self.eps):
-            raise ThreatError(f"an image moved by {self.norm} {worst:.6g}, more than the radius {self.eps:.6g} allows")
+            raise ThreatError(
+                f"an image moved by {self.norm} {worst:.6g}, more than the radius {self.eps:.6g} allows"
+            )
         if self.box is not None and len(size):
             low, high = adversarial.min().item(), adversarial.max().item()
             if not (low >= self.box[0] - slack and high <= self.box[1] + slack):
-                raise ThreatError(f"an image left {list(self.box)}: its pixels run from {low:.6g} to {high:.6g}")
+                raise ThreatError(
+                    f"an image left {list(self.box)}: its pixels run from {low:.6g} to {high:.6g}"
+                )
 
     def _clip(self, images: Images) -> Images:
         return images if self.box is None else images.clamp(*self.box)
+
+    def __repr__(self) -> str:
+        return f"{self.norm}({_written(self.eps)}{'' if self.box == (0.0, 1.0) else f', box={self.box}'})"
 
     def __str__(self) -> str:
         """Text that `parse` reads back: `Linf:8/255`."""
@@ -96,7 +103,7 @@ def _column(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Linf(Threat):
     """Every pixel may move by at most `eps`."""
 
@@ -132,7 +139,7 @@ class Linf(Threat):
         return (2 * randomness.uniform(shape, seed, index, dtype) - 1) * self.eps
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class L2(Threat):
     """The Euclidean length of the whole change is at most `eps`."""
 
@@ -156,11 +163,13 @@ class L2(Threat):
 
     def _inside(self, shape: tuple[int, ...], seed: int, index: Tensor, dtype: torch.dtype) -> Tensor:
         direction = self.steepest(randomness.normal(shape, seed, index, dtype))
-        radius = randomness.uniform((1,), seed, index, dtype, stream=3)[:, 0] ** (1 / max(1, direction[0].numel()))
+        radius = randomness.uniform((1,), seed, index, dtype, stream=3)[:, 0] ** (
+            1 / max(1, direction[0].numel())
+        )
         return direction * _column(radius * self.eps, direction)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class L1(Threat):
     """The moves of all pixels together are at most `eps`."""
 
@@ -236,4 +245,6 @@ def _written(value: float) -> str:
     grey = Fraction(value * 255).limit_denominator(8)
     fraction = f"{grey}/255" if grey.denominator == 1 else ""
     plain = repr(float(value))
-    return fraction if fraction and float(Fraction(fraction)) == value and len(fraction) < len(plain) else plain
+    return (
+        fraction if fraction and float(Fraction(fraction)) == value and len(fraction) < len(plain) else plain
+    )

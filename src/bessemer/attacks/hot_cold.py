@@ -1,0 +1,123 @@
+"""Hot/cold: towards a similar class, away from the true one, by the logits alone.
+
+With logits h, true (cold) class y and hot class c, the direction is the back-propagated vector that holds |h_c| at c
+and −h_y at y (Rozsa, Rudd and Boult, "Adversarial Diversity and Hard Positive Generation", 2016, section 3):
+
+    eta = J_h(x)ᵀ w,    w_c = |h_c|,  w_y = −h_y
+
+No loss and no softmax is involved, so nothing underflows. The scale grows by doubling until the rounded image is
+misclassified, and is then bisected until two scales give the same rounded image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from bessemer.attacks.attack import Attack, Goal, Images, Oracle
+from bessemer.errors import UsageError
+
+# The direction is scaled to 1 grey level at its largest pixel. At 2^16 a pixel with a 256th of that has crossed the
+# whole range; what moves by less is noise of the arithmetic.
+DOUBLINGS = 16
+BISECTIONS = 24  # more than float32 can tell apart
+
+
+@dataclass(frozen=True)
+class HotCold(Attack):
+    """The nearest misclassified image in whole grey levels along the hot/cold direction (`rank=1` is the papers' HC1).
+
+    rank: the hot class is the one with the rank-th highest logit other than the true class; a `target` takes its place.
+    Returns the original where nothing was found. Raises `UsageError` where there is no class of that rank.
+    """
+
+    rank: int = 1
+
+    kind: ClassVar[str] = "minimal"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UsageError(f"HotCold needs a rank from 1 upwards, found {self.rank}")
+
+    def search(
+        self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
+    ) -> Images:
+        """Growth, then bisection, each image at its own scale."""
+        gradient, _, _ = oracle.gradient(images, self._objective)
+        flat = gradient.flatten(1)
+        largest = flat.abs().amax(1)
+        # a zero direction divided by its own largest pixel would be NaN, and NaN "misclassifies"
+        rows = (largest > 0).nonzero()[:, 0]
+        direction = gradient[rows] / largest[rows].view(-1, *[1] * (images.dim() - 1))
+        grey = (images * 255).round()
+        found = images.clone()
+        rows, direction, low, high = self._grow(oracle, grey, goal, found, rows, direction)
+        for _ in range(BISECTIONS):
+            if not len(rows):
+                break
+            middle = (low + high) / 2
+            candidate = _moved(grey[rows], direction, middle)
+            # both ends of the interval round to the same image as its middle: nothing nearer is left to find
+            done = _same(candidate, _moved(grey[rows], direction, high)) | _same(
+                candidate, _moved(grey[rows], direction, low)
+            )
+            rows, direction, candidate = rows[~done], direction[~done], candidate[~done]
+            low, middle, high = low[~done], middle[~done], high[~done]
+            if not len(rows):
+                break
+            reached = goal.at(rows).reached(oracle.logits(candidate, rows))
+            found[rows[reached]] = candidate[reached]
+            low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+        return found
+
+    def _objective(self, goal: Goal, logits: Tensor) -> Tensor:
+        """Its gradient is the direction: the weights are the logits themselves, held fixed."""
+        if self.rank >= logits.shape[1]:
+            raise UsageError(
+                f"HotCold: rank {self.rank} needs {self.rank + 1} classes, the model has {logits.shape[1]}"
+            )
+        cold = goal.labels[:, None]
+        if goal.target is not None:
+            hot = goal.target[:, None]
+        else:
+            others = logits.detach().scatter(1, cold, -torch.inf)
+            hot = others.topk(self.rank, dim=1).indices[:, -1:]
+        hot_logit, cold_logit = logits.gather(1, hot)[:, 0], logits.gather(1, cold)[:, 0]
+        return hot_logit.detach().abs() * hot_logit - cold_logit.detach() * cold_logit
+
+    def _grow(
+        self, oracle: Oracle, grey: Tensor, goal: Goal, found: Tensor, rows: Tensor, direction: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Double the scale until the rounded image is misclassified; returns who was, and the last interval."""
+        scale = direction.new_ones(len(rows))
+        limit = _moved(
+            grey[rows], direction.sign(), 256 * scale
+        )  # where every moving pixel has reached its end
+        kept: list[tuple[Tensor, Tensor, Tensor]] = []
+        for _ in range(DOUBLINGS + 1):
+            if not len(rows):
+                break
+            candidate = _moved(grey[rows], direction, scale)
+            reached = goal.at(rows).reached(oracle.logits(candidate, rows))
+            found[rows[reached]] = candidate[reached]
+            kept.append((rows[reached], direction[reached], scale[reached]))
+            going = ~reached & ~_same(candidate, limit)
+            rows, direction, limit, scale = rows[going], direction[going], limit[going], 2 * scale[going]
+        if not kept:
+            return rows, direction, scale, scale
+        rows, direction, high = (torch.cat(parts) for parts in zip(*kept, strict=True))
+        low = torch.where(high > 1, high / 2, 0)
+        return rows, direction, low, high
+
+
+def _moved(grey: Tensor, direction: Tensor, scale: Tensor) -> Tensor:
+    """The image at a scale along the direction: rounded to grey levels, clipped, back in [0, 1]."""
+    moved = grey + scale.view(-1, *[1] * (grey.dim() - 1)) * direction
+    return moved.round_().clamp_(0, 255) / 255
+
+
+def _same(one: Tensor, other: Tensor) -> Tensor:
+    return (one == other).flatten(1).all(1)

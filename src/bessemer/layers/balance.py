@@ -1,0 +1,340 @@
+"""Gradient balancing: BANG on any model that treats the samples of a batch independently.
+
+Regular training stalls: a sample that is classified correctly soon contributes next to nothing to the weight update, and
+its surroundings are never flattened. BANG (Rozsa, Günther and Boult, "Towards Robust Deep Neural Networks with BANG",
+2018, arXiv:1612.00138) evens out how much each sample of a batch counts in each layer's weight gradient, and leaves the
+gradient that flows on to lower layers as it is (equations 2 to 6):
+
+    kappa_i = dE_i / dy_i                   the loss gradient of sample i at the layer's output
+    r_i     = |kappa_i| / max_j |kappa_j|
+    eta_i   = (1 / r_i) ** (epsilon (1 - r_i))
+    dE/dw   = beta / N  sum_i  eta_i dE_i/dw
+
+No layer is rewritten for this. An identity behind the layer multiplies each sample's gradient by beta eta_i, so that the
+layer's own backward computes the balanced weight gradient; an identity in front of it divides by the same rate, so that
+what flows on is the original gradient (up to rounding). Every backward is linear in what comes down, so this works for
+any layer whose output for sample i depends on nothing but its input i. The rates travel from one identity to the other
+as the gradient of a token, not through Python state: that survives `torch.compile`, re-used modules and nested calls.
+
+Left out on purpose: layers that mix samples (batch norm), and `nn.MultiheadAttention`, which never calls its own inner
+linear layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bessemer.errors import BalanceError
+
+LINEAR_LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+def rates(
+    norms: Float[Tensor, " n"], beta: float, epsilon: float | Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """How much each sample's part of one layer's weight gradient is scaled: beta eta_i (equations 3 and 4).
+
+    The largest stays as it is, small ones are raised to about r ** (1 - epsilon) of it. A sample without gradient adds
+    nothing whatever its rate; 1 keeps 0/0 out of the way back.
+    """
+    r = norms / norms.max()
+    eta = torch.exp(-epsilon * (1 - r) * torch.log(r))
+    return (beta * eta).where(norms > 0, 1.0)
+
+
+@dataclass(eq=False)
+class _Shared:
+    """What the balanced layers of one model share during a forward pass."""
+
+    batch: int = -1  # how many samples the model was called with
+    probes: list[Tensor] = field(default_factory=list)  # see `report_misclassified`
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """How one layer is balanced."""
+
+    name: str
+    beta: float
+    epsilon: float
+    misclassified: float
+    bias: bool
+
+
+class _In(torch.autograd.Function):
+    """In front of the layer: an identity whose backward divides by the rates that arrive as the token's gradient."""
+
+    @staticmethod
+    def forward(x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x.new_zeros(batch, dtype=torch.float64)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, rate: Tensor) -> tuple[Tensor, None]:
+        return gradient * _column(rate.reciprocal(), gradient).to(gradient.dtype), None
+
+
+class _Out(torch.autograd.Function):
+    """Behind the layer: an identity whose backward multiplies by the rates and hands them to the token.
+
+    `probe` is a second output, all zero, whose *gradient* tells which samples were misclassified.
+    """
+
+    @staticmethod
+    def forward(
+        y: Tensor, token: Tensor, beta: float, epsilon: float, misclassified: float
+    ) -> tuple[Tensor, Tensor]:
+        return y, torch.zeros_like(token)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        y, _, ctx.beta, ctx.epsilon, ctx.misclassified = inputs
+        ctx.mark_dirty(y)  # returned as itself, not as a view: an in-place ReLU may follow
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, wrong: Tensor) -> tuple[Tensor | None, ...]:
+        epsilon: float | Tensor = ctx.epsilon
+        if ctx.misclassified != 1:
+            epsilon = ctx.epsilon * torch.where(wrong > 0, ctx.misclassified, 1.0)
+        # each sample's own largest magnitude goes out before squaring: the square of 1e-23 is zero in float32
+        precise = gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
+        dimensions = tuple(range(1, gradient.dim()))
+        largest = torch.maximum(
+            precise.amax(dimensions, keepdim=True), -precise.amin(dimensions, keepdim=True)
+        )
+        unit = precise / largest.clamp_min(torch.finfo(precise.dtype).tiny)
+        norms = torch.linalg.vector_norm(unit, dim=dimensions).double() * largest.flatten().double()
+        rate = rates(norms, ctx.beta, epsilon)
+        balanced = unit.mul_((largest.double() * _column(rate, largest)).to(unit.dtype))
+        return balanced.to(gradient.dtype), rate, None, None, None
+
+
+class _Report(torch.autograd.Function):
+    """An identity on the logits whose backward tells every probe which samples are wrong."""
+
+    @staticmethod
+    def forward(logits: Tensor, wrong: Tensor, *probes: Tensor) -> Tensor:
+        return logits.view_as(logits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.probes = len(inputs) - 2
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (wrong,) = ctx.saved_tensors
+        return gradient, None, *[wrong] * ctx.probes
+
+
+class _Balanced:
+    """What a balanced layer is besides its own class; see `_balanced_class`."""
+
+    _balance: _Rule
+    _shared: _Shared
+
+    def forward(self, x: Tensor) -> Tensor:
+        rule, shared = self._balance, self._shared
+        layer: Any = super()
+        weight: Tensor = self.weight  # type: ignore[attr-defined]
+        if not (self.training and weight.requires_grad and torch.is_grad_enabled()):  # type: ignore[attr-defined]
+            return layer.forward(x)
+        if x.dim() < 2 or (shared.batch >= 0 and x.shape[0] != shared.batch):
+            raise BalanceError(
+                f"{rule.name}: its input of shape {tuple(x.shape)} does not hold one row for each of the model's "
+                f"{shared.batch} samples, so gradients cannot be balanced per sample there; "
+                f"leave it out with beta={{'{rule.name}': 0, '*': {rule.beta:g}}}"
+            )
+        if x.requires_grad:
+            x, token = _In.apply(x, x.shape[0])
+        else:  # the first layer: nothing flows on
+            token = x.new_zeros(x.shape[0], dtype=torch.float64)
+        bias: Tensor | None = self.bias  # type: ignore[attr-defined]
+        apart = bias is not None and not rule.bias
+        y = _without_bias(self, x) if apart else layer.forward(x)
+        y, probe = _Out.apply(y, token, rule.beta, rule.epsilon, rule.misclassified)
+        if rule.misclassified != 1:
+            shared.probes.append(probe)
+        if bias is not None and apart:
+            y = y + (bias if isinstance(self, nn.Linear) else bias.view(-1, *[1] * (y.dim() - 2)))
+        return y
+
+
+_CLASSES: dict[type[nn.Module], type[nn.Module]] = {}
+
+
+def _balanced_class(kind: type[nn.Module]) -> type[nn.Module]:
+    """The class of a balanced layer: its own, with the two identities around `forward`.
+
+    Exchanging the class keeps what users rely on: `isinstance`, parameter names, `state_dict`, copies of the model.
+    """
+    if kind not in _CLASSES:
+        _CLASSES[kind] = type(f"Balanced{kind.__name__}", (_Balanced, kind), {"_plain": kind})
+    return _CLASSES[kind]
+
+
+def _without_bias(layer: Any, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return functional.linear(x, layer.weight)
+    if layer.transposed:
+        transposed = {
+            1: functional.conv_transpose1d,
+            2: functional.conv_transpose2d,
+            3: functional.conv_transpose3d,
+        }
+        return transposed[x.dim() - 2](
+            x,
+            layer.weight,
+            None,
+            layer.stride,
+            layer.padding,
+            layer.output_padding,
+            layer.groups,
+            layer.dilation,
+        )
+    return layer._conv_forward(x, layer.weight, None)
+
+
+class Balance:
+    """The handle on a model's balanced layers: `remove()` takes balancing off; also a context manager.
+
+    layers: the names of the balanced layers.
+    """
+
+    def __init__(self, model: nn.Module, layers: dict[str, nn.Module], shared: _Shared) -> None:
+        self.layers = list(layers)
+        self._modules = list(layers.values())
+        self._hook = model.register_forward_pre_hook(_Arrival(shared))
+
+    def remove(self) -> None:
+        """Give the model back as it was; a second call does nothing."""
+        self._hook.remove()
+        for module in self._modules:
+            layer: Any = module
+            layer.__class__ = layer._plain
+            del layer._balance, layer._shared
+        self._modules = []
+
+    def __enter__(self) -> Balance:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.remove()
+
+
+@dataclass(frozen=True, eq=False)
+class _Arrival:
+    """A hook on the whole model: a new forward pass begins, with so many samples."""
+
+    shared: _Shared
+
+    def __call__(self, model: nn.Module, inputs: tuple[Any, ...]) -> None:
+        self.shared.batch = inputs[0].shape[0] if inputs and isinstance(inputs[0], Tensor) else -1
+        self.shared.probes.clear()
+
+
+def balance(
+    model: nn.Module,
+    beta: float | Mapping[str, float] = 1.0,
+    epsilon: float | Mapping[str, float] = 0.815,
+    misclassified: float = 1.0,
+    bias: bool = True,
+) -> Balance:
+    """Balance the gradients of every linear and convolution layer of a model, in place (BANG, equations 2 to 6).
+
+    beta, epsilon: one number for all layers, or a mapping from layer-name patterns (`conv*`, `*`) to numbers; the first
+    pattern that matches a name counts. beta = 0, or a name that no pattern of a mapping matches, leaves a layer as it is.
+    misclassified: a factor on epsilon for samples the current forward pass gets wrong; where it is not 1, the objective
+    must pass its logits through `report_misclassified` before its backward pass.
+    bias: whether biases are balanced like weights.
+
+    Only training is touched: in evaluation mode, without gradients, and for frozen weights (inside attacks) the model
+    computes what it always did. Returns a handle that takes balancing off again.
+
+    Raises `BalanceError` where a layer cannot be balanced, is balanced already, or nothing is there to balance; and, in
+    the forward pass, where a layer's rows are not the model's samples.
+    """
+    layers: dict[str, nn.Module] = {}
+    rules: dict[str, _Rule] = {}
+    inside_attention: tuple[str, ...] = ()
+    for name, module in model.named_modules():
+        layer_beta, layer_epsilon = _for_layer(beta, name, 0.0), _for_layer(epsilon, name, 0.0)
+        if isinstance(module, nn.MultiheadAttention):
+            inside_attention += (f"{name}.",)
+            if layer_beta != 0:
+                raise BalanceError(
+                    f"{name or 'the model'} is an nn.MultiheadAttention, which never calls its own linear layers, so "
+                    f"its gradients cannot be balanced; leave it out with beta={{'{name}*': 0, '*': 1}}"
+                )
+        if not isinstance(module, LINEAR_LAYERS) or layer_beta == 0 or name.startswith(inside_attention):
+            continue
+        if isinstance(module, _Balanced):
+            raise BalanceError(
+                f"{name or 'the model'} is balanced already; call remove() on the first handle"
+            )
+        if layer_beta < 0 or layer_epsilon < 0 or misclassified < 0:
+            raise BalanceError(
+                f"beta, epsilon and the factor for misclassified samples cannot be negative, "
+                f"found {layer_beta}, {layer_epsilon} and {misclassified} for {name}"
+            )
+        layers[name] = module
+        rules[name] = _Rule(name, layer_beta, layer_epsilon, misclassified, bias)
+    if not layers:
+        raise BalanceError(
+            "nothing to balance: the model has no linear or convolution layer that beta selects"
+        )
+    shared = _Shared()
+    for name, module in layers.items():
+        plain: Any = module
+        plain._balance, plain._shared = rules[name], shared
+        plain.__class__ = _balanced_class(type(module))
+    return Balance(model, layers, shared)
+
+
+def report_misclassified(
+    model: nn.Module, logits: Float[Tensor, "n k"], labels: Int[Tensor, " n"]
+) -> Float[Tensor, "n k"]:
+    """The same logits; on the way back they tell the balanced layers which samples this forward pass got wrong.
+
+    Call it on the logits of the model's last forward pass. It changes nothing where no layer asks for it.
+    """
+    shared = next((module._shared for module in model.modules() if isinstance(module, _Balanced)), None)
+    if shared is None or not shared.probes:
+        return logits
+    wrong: Bool[Tensor, " n"] = logits.detach().argmax(1) != labels
+    probes = list(shared.probes)
+    shared.probes.clear()
+    return _Report.apply(logits, wrong.double(), *probes)
+
+
+def _for_layer(setting: float | Mapping[str, float], name: str, otherwise: float) -> float:
+    if not isinstance(setting, Mapping):
+        return setting
+    return next((value for pattern, value in setting.items() if fnmatchcase(name, pattern)), otherwise)
+
+
+def _column(values: Tensor, like: Tensor) -> Tensor:
+    """One value per sample, shaped to multiply a gradient."""
+    return values.view(-1, *[1] * (like.dim() - 1))
