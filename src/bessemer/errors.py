@@ -50,6 +50,10 @@ class RunInUseError(BessemerError, RuntimeError):
     """Two processes want to write to one run."""
 
 
+class DivergedError(BessemerError, ArithmeticError):
+    """A training whose loss is no longer a number."""
+
+
 class BalanceError(BessemerError, ValueError):
     """A model or layer whose gradients cannot be balanced."""
 

@@ -1,0 +1,28 @@
+"""How a network is trained: the loop, its optimiser and schedules, recipes and runs, and one file a training method."""
+
+from bessemer.training.checkpoint import Checkpoint
+from bessemer.training.methods import METHODS, Adversarial, Bang, Method, Plain
+from bessemer.training.optimizers import SGD, Factor, parameter_groups
+from bessemer.training.recipe import Recipe, recipes
+from bessemer.training.run import Moment, load, train
+from bessemer.training.schedules import SCHEDULES
+from bessemer.training.trainer import fit
+
+__all__ = [
+    "METHODS",
+    "SCHEDULES",
+    "SGD",
+    "Adversarial",
+    "Bang",
+    "Checkpoint",
+    "Factor",
+    "Method",
+    "Moment",
+    "Plain",
+    "Recipe",
+    "fit",
+    "load",
+    "parameter_groups",
+    "recipes",
+    "train",
+]

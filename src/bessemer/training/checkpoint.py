@@ -1,0 +1,151 @@
+"""Everything a run needs to go on, in one safetensors file that knows its own digest.
+
+Weights, optimiser, torch's random state and the place in the data. The digest covers every byte of the file: it is
+computed with its own 64 characters set to zero, and written in their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor, nn
+
+from bessemer.errors import FileError
+from bessemer.records import write_whole
+from bessemer.training.optimizers import SGD
+
+FOLDER = "checkpoints"
+INITIAL = "initial.safetensors"
+_NO_DIGEST = b"0" * 64
+_KEPT = 2  # the newest, and the one before it should the newest be damaged
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A moment of a run.
+
+    iteration: updates made. position: training images read. metrics: bytes of `metrics.jsonl` written. model: the name
+    of the recipe's model. weights: the model's state. optimizer: its `state_dict`. random: torch's states, by device.
+    """
+
+    iteration: int
+    position: int
+    metrics: int
+    model: str
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Any]
+    random: dict[str, Tensor]
+
+    @classmethod
+    def take(cls, name: str, model: nn.Module, optimizer: SGD, iteration: int, position: int, metrics: int) -> Checkpoint:
+        """The present moment. Tensors are those in use, not copies: write it before going on."""
+        random = {"cpu": torch.get_rng_state()}
+        device = next(model.parameters()).device
+        if device.type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(device)
+        return cls(iteration, position, metrics, name, model.state_dict(), optimizer.state_dict(), random)
+
+    def restore(self, model: nn.Module, optimizer: SGD) -> None:
+        """Put model, optimiser and torch's random state back to this moment."""
+        self.restore_weights(model)
+        optimizer.load_state_dict(self.optimizer)
+        torch.set_rng_state(self.random["cpu"])
+        device = next(model.parameters()).device
+        if device.type == "cuda" and "cuda" in self.random:
+            torch.cuda.set_rng_state(self.random["cuda"], device)
+
+    def restore_weights(self, model: nn.Module) -> None:
+        """Put the weights into a model. Raises `FileError` where they are another model's."""
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError as problem:
+            raise FileError(
+                f"the checkpoint holds the weights of another {self.model} than the recipe describes; "
+                f"restore the recipe the run was trained with ({str(problem).splitlines()[-1].strip()})"
+            ) from problem
+
+    def write(self, folder: Path) -> Path:
+        """Write it into a run's folder and drop the oldest; returns the path. Raises `FileError`."""
+        name = INITIAL if self.iteration == 0 else f"step-{self.iteration:08d}.safetensors"
+        path = folder / FOLDER / name
+        write_whole(path, self._bytes())
+        for old in steps(folder)[:-_KEPT]:
+            old.unlink(missing_ok=True)
+        return path
+
+    def _bytes(self) -> bytes:
+        tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
+        tensors |= {f"random/{name}": tensor for name, tensor in self.random.items()}
+        for number, state in self.optimizer["state"].items():
+            tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in state.items()}
+        facts = {
+            "iteration": self.iteration,
+            "position": self.position,
+            "metrics": self.metrics,
+            "model": self.model,
+            "groups": self.optimizer["param_groups"],
+        }
+        metadata = {"bessemer": json.dumps(facts), "sha256": _NO_DIGEST.decode()}
+        content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
+        place = content.index(_NO_DIGEST)
+        digest = hashlib.sha256(content).hexdigest().encode()
+        return content[:place] + digest + content[place + len(digest) :]
+
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """The checkpoint in a file. Raises `FileError` where it is cut off, altered or none of ours."""
+        try:
+            content = path.read_bytes()
+        except OSError as problem:
+            raise FileError(f"{path} cannot be read: {problem.strerror}") from problem
+        facts = _facts(path, content)
+        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "random": {}, "optimizer": {}}
+        for name, tensor in load(content).items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in parts["optimizer"].items():
+            number, _, key = name.partition("/")
+            state.setdefault(int(number), {})[key] = tensor
+        return cls(
+            **{key: facts[key] for key in ("iteration", "position", "metrics", "model")},
+            weights=parts["weights"],
+            optimizer={"state": state, "param_groups": facts["groups"]},
+            random=parts["random"],
+        )
+
+
+def _facts(path: Path, content: bytes) -> dict[str, Any]:
+    """The metadata of a file whose digest is right."""
+    try:
+        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
+        metadata = json.loads(header)["__metadata__"]
+        place = content.index(metadata["sha256"].encode())
+        blank = content[:place] + _NO_DIGEST + content[place + 64 :]
+        if hashlib.sha256(blank).hexdigest() == metadata["sha256"]:
+            return dict(json.loads(metadata["bessemer"]))
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError):
+        pass
+    older = [step.name for step in steps(path.parent.parent) if step.name < path.name]
+    go_on = f"delete it to go on from {older[-1]}" if older else "delete it and train again"
+    raise FileError(f"{path} is damaged (cut off, or altered after it was written); {go_on}")
+
+
+def steps(folder: Path) -> list[Path]:
+    """The checkpoints of a run after its first step, oldest first."""
+    return sorted((folder / FOLDER).glob("step-*.safetensors"))
+
+
+def newest(folder: Path) -> Path:
+    """The checkpoint a run would go on from. Raises `FileError` where there is none."""
+    every = [folder / FOLDER / INITIAL, *steps(folder)]
+    if not every[-1].is_file():
+        raise FileError(f"{folder} holds no checkpoint yet; train it with `bessemer train … --out {folder}`")
+    return every[-1]

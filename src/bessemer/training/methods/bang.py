@@ -1,0 +1,43 @@
+"""BANG: batch adjusted network gradients.
+
+Rozsa, Günther and Boult, "Towards Robust Deep Neural Networks with BANG", 2018, arXiv:1612.00138. The rule and how it is
+attached are in `bessemer.layers.balance`; as a training method there is nothing more to it.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from bessemer.data import Batch
+from bessemer.layers import balance
+from bessemer.training.methods.method import Method
+from bessemer.training.methods.plain import Plain
+
+
+@dataclass(frozen=True)
+class Bang(Method):
+    """Any training method, with the gradients of every linear and convolution layer balanced.
+
+    beta, epsilon: one number, or a table from layer-name patterns to numbers (`balance`). misclassified: the factor on
+    epsilon for samples the current pass gets wrong (0.5 in the paper's CIFAR-10 experiments). bias: balance biases too.
+    inside: the method whose gradients are balanced.
+    """
+
+    beta: float | dict[str, float] = 1.0
+    epsilon: float | dict[str, float] = 0.815
+    misclassified: float = 1.0
+    bias: bool = True
+    inside: Method = Plain()
+
+    def prepare(self, model: nn.Module, until_done: ExitStack) -> nn.Module:
+        """Attach the balance, until training is done."""
+        model = self.inside.prepare(model, until_done)
+        until_done.enter_context(balance(model, self.beta, self.epsilon, self.misclassified, self.bias))
+        return model
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
+        """The loss of the method inside; only its gradients differ."""
+        return self.inside.loss(model, batch)

@@ -1,0 +1,287 @@
+"""A run is a folder: made by `train`, gone on with after a kill, opened by `load`.
+
+    runs/NAME/recipe.toml       the complete recipe
+              metrics.jsonl     a line per logged moment
+              checkpoints/      initial.safetensors, step-00000500.safetensors, …
+              records/          what evaluations found
+
+A run that was killed, at any moment, and resumed on the same hardware with as many threads ends in the same weights, bit
+for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from bessemer import data, models
+from bessemer.data import Batches, Dataset, Split
+from bessemer.errors import DivergedError, FileError, RunInUseError, UsageError
+from bessemer.randomness import subseed
+from bessemer.records import provenance, write_record, write_whole
+from bessemer.training import trainer
+from bessemer.training.checkpoint import Checkpoint, newest, steps
+from bessemer.training.optimizers import SGD, parameter_groups
+from bessemer.training.recipe import Recipe, read_tables
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Where a run stands: iterations made of how many, mean loss since the last line, accuracy on validation images."""
+
+    iteration: int
+    iterations: int
+    loss: float
+    accuracy: float
+
+
+def train(
+    recipe: Recipe,
+    folder: str | Path,
+    *,
+    resume: bool = False,
+    device: str = "cpu",
+    data_dir: Path | None = None,
+    watch: Callable[[Moment], None] = lambda moment: None,
+    stop: Callable[[], bool] = lambda: False,
+) -> nn.Module:
+    """Train a recipe into a run folder; returns the trained model, in evaluation mode, as `load` would.
+
+    resume: go on from the newest checkpoint (or begin, where there is none). watch: called after every update. stop:
+    asked after every update; where it says yes, a checkpoint is written and training ends early.
+    Raises `UsageError` where the folder holds another run, `RunInUseError` where another process writes to it, and
+    `FileError` where something cannot be written or read; what was written before stays.
+    """
+    # reaches the threads of the parallel operations that follow: BANG's gradients get as small as 1e-36
+    torch.set_flush_denormal(True)
+    folder = Path(folder)
+    with _sole_writer(folder):
+        began = time.monotonic()
+        _write_recipe(recipe, folder, resume)
+        dataset = data.load(recipe.data[0], data_dir, **recipe.data[1]).to(device)
+        torch.manual_seed(subseed(recipe.seed, 1))
+        model = _build(recipe, dataset).to(device)
+        _Course(recipe, folder, model, dataset, watch, stop).run(resume)
+        facts = provenance(seed=recipe.seed, seconds=round(time.monotonic() - began, 1), device=_device_name(device))
+        write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
+    return _opened(model, recipe, folder)
+
+
+def load(folder: str | Path, device: str = "cpu") -> nn.Module:
+    """The trained model of a run, in evaluation mode; its recipe as `.recipe`, its folder as `.folder`.
+
+    Raises `UsageError` where the folder is no run, `FileError` where its checkpoint is damaged or another model's.
+    """
+    folder = Path(folder)
+    if not (folder / "recipe.toml").is_file():
+        raise UsageError(f"{folder} is no run: it has no recipe.toml; `bessemer train RECIPE --out {folder}` makes one")
+    recipe = Recipe.from_tables(_tables(folder), folder.resolve().name)
+    model = models.build(recipe.model[0], **recipe.model[1])
+    checkpoint = Checkpoint.read(newest(folder))
+    if checkpoint.model != recipe.model[0]:
+        raise FileError(f"{folder}: the checkpoint holds a {checkpoint.model}, but the recipe asks for a {recipe.model[0]}")
+    checkpoint.restore_weights(model)
+    return _opened(model.to(device), recipe, folder)
+
+
+class _Course:
+    """One run on its way: what is written when."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        model: nn.Module,
+        dataset: Dataset,
+        watch: Callable[[Moment], None],
+        stop: Callable[[], bool],
+    ) -> None:
+        self.recipe, self.folder, self.model, self.dataset = recipe, folder, model, dataset
+        self.watch, self.stop = watch, stop
+        plan = recipe.training
+        self.batches = Batches(dataset.train, plan.batch_size, recipe.seed, plan.shuffle, recipe.augmentation)
+        optimizer = recipe.optimizer
+        groups = parameter_groups(model, optimizer.factors)
+        self.optimizer = SGD(groups, optimizer.lr, optimizer.momentum, optimizer.weight_decay)
+        self.losses: list[Tensor] = []
+        self.loss = self.accuracy = math.nan
+        self.since = time.monotonic()
+
+    def run(self, resume: bool) -> None:
+        """From the start, or from the newest checkpoint, to the end."""
+        done = self._go_back() if resume else 0
+        self.metrics = (self.folder / "metrics.jsonl").open("r+b" if done else "wb")
+        with self.metrics:
+            if done == 0:
+                self._save(0)
+            else:
+                # what was logged after the checkpoint will be logged again
+                self.metrics.truncate(self.logged)
+                self.metrics.seek(self.logged)
+            trainer.fit(
+                self.model,
+                self.batches,
+                self.recipe.method,
+                self.optimizer,
+                self.recipe.schedule,
+                self.recipe.optimizer.lr,
+                self.recipe.training.iterations,
+                self._after_step,
+                done,
+            )
+
+    def _go_back(self) -> int:
+        if not steps(self.folder):
+            return 0
+        checkpoint = Checkpoint.read(newest(self.folder))
+        checkpoint.restore(self.model, self.optimizer)
+        self.batches.position = checkpoint.position
+        self.logged = checkpoint.metrics
+        return checkpoint.iteration
+
+    def _after_step(self, done: int, loss: Tensor) -> bool:
+        plan = self.recipe.training
+        self.losses.append(loss)
+        last = done == plan.iterations
+        if done % plan.log_every == 0 or last:
+            self._log_loss(done)
+        if done % plan.validate_every == 0 or last:
+            self._validate(done)
+        stopped = self.stop()
+        if done % plan.checkpoint_every == 0 or last or stopped:
+            self._save(done)
+        self.watch(Moment(done, plan.iterations, self.loss, self.accuracy))
+        return not stopped
+
+    def _log_loss(self, done: int) -> None:
+        self.loss = torch.stack(self.losses).mean().item()
+        self.losses.clear()
+        if not math.isfinite(self.loss):
+            raise DivergedError(
+                f"the loss is {self.loss} at iteration {done}; lower optimizer.lr (now {self.recipe.optimizer.lr:g}) "
+                f"and train again; checkpoints before this are kept in {self.folder}"
+            )
+        now = time.monotonic()
+        lr = self.optimizer.param_groups[0]["lr"]
+        self._log(iteration=done, loss=self.loss, lr=lr, seconds=round(now - self.since, 3))
+        self.since = now
+
+    def _validate(self, done: int) -> None:
+        if len(self.dataset.validation):
+            loss, self.accuracy = _judged(self.model, self.dataset.validation)
+            self._log(iteration=done, validation_loss=loss, validation_accuracy=self.accuracy)
+
+    def _log(self, **line: Any) -> None:
+        try:
+            self.metrics.write(json.dumps(line).encode() + b"\n")
+            self.metrics.flush()
+        except OSError as problem:
+            raise FileError(
+                f"{self.metrics.name} cannot be written: {problem.strerror}; the last checkpoint is intact, "
+                "free some space and go on with --resume"
+            ) from problem
+
+    def _save(self, done: int) -> None:
+        name = self.recipe.model[0]
+        logged = self.metrics.tell()
+        Checkpoint.take(name, self.model, self.optimizer, done, self.batches.position, logged).write(self.folder)
+
+
+def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
+    """The untrained model, fitted to the data."""
+    name, settings = recipe.model
+    model = models.build(name, **settings)
+    if model.image_shape != dataset.image_shape:
+        raise UsageError(
+            f"recipe {recipe.name}: the model {name} takes images of shape {model.image_shape}, "
+            f"but {dataset.name} has {dataset.image_shape}; change model.name or data.name"
+        )
+    if model.classes != len(dataset.classes):
+        raise UsageError(
+            f"recipe {recipe.name}: the model has {model.classes} classes, but {dataset.name} has "
+            f"{len(dataset.classes)}; set model.classes = {len(dataset.classes)}"
+        )
+    if isinstance(model, models.LearnsStatistics):
+        model.learn_statistics(dataset.train.images)
+    if recipe.training.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model
+
+
+def _judged(model: nn.Module, split: Split, size: int = 500) -> tuple[float, float]:
+    """Mean loss and accuracy in evaluation mode; the model is left in training mode."""
+    model.eval()
+    loss = right = 0.0
+    with torch.no_grad():
+        for start in range(0, len(split), size):
+            images, labels = split.at(slice(start, start + size))
+            logits = model(images)
+            loss += cross_entropy(logits, labels, reduction="sum").item()
+            right += (logits.argmax(1) == labels).sum().item()
+    model.train()
+    return loss / len(split), right / len(split)
+
+
+def _opened(model: nn.Module, recipe: Recipe, folder: Path) -> nn.Module:
+    model.eval()
+    opened: Any = model
+    opened.recipe, opened.folder = recipe, folder
+    return model
+
+
+def _write_recipe(recipe: Recipe, folder: Path, resume: bool) -> None:
+    path = folder / "recipe.toml"
+    if not path.exists():
+        write_whole(path, recipe.to_toml().encode())
+        return
+    if not resume:
+        raise UsageError(f"{folder} holds a run already; go on with --resume, or choose another folder with --out")
+    before = Recipe.from_tables(_tables(folder), recipe.name).tables
+    if difference := _difference(before, recipe.tables):
+        raise UsageError(f"{folder} was trained with another recipe: {difference}; choose another folder with --out")
+
+
+def _difference(before: Any, now: Any, where: str = "") -> str:
+    """The first place where two tables differ, in words."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            if found := _difference(before.get(key), now.get(key), f"{where}.{key}".lstrip(".")):
+                return found
+        return ""
+    return "" if before == now else f"{where} was {before!r} and is now {now!r}"
+
+
+def _tables(folder: Path) -> dict[str, Any]:
+    return read_tables(folder / "recipe.toml")
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Hold the run for this process; the lock goes with the process, however that ends."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RunInUseError(f"{folder} is in use by another process; wait for it or choose another folder") from None
+    except OSError as problem:
+        raise FileError(f"{folder} cannot be written: {problem.strerror}") from problem
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
