@@ -52,7 +52,11 @@ def _words(seed: int, index: Tensor, count: int, stream: int) -> Tensor:
 
 
 def uniform(
-    shape: tuple[int, ...], seed: int, index: Int[Tensor, " n"], dtype: torch.dtype = torch.float32, stream: int = 0
+    shape: tuple[int, ...],
+    seed: int,
+    index: Int[Tensor, " n"],
+    dtype: torch.dtype = torch.float32,
+    stream: int = 0,
 ) -> Float[Tensor, "n ..."]:
     """Numbers in (0, 1) of shape (len(index), *shape), one row per image index; `stream` tells several draws apart."""
     words = _words(seed, index, math.prod(shape), stream)
@@ -61,7 +65,11 @@ def uniform(
 
 
 def normal(
-    shape: tuple[int, ...], seed: int, index: Int[Tensor, " n"], dtype: torch.dtype = torch.float32, stream: int = 0
+    shape: tuple[int, ...],
+    seed: int,
+    index: Int[Tensor, " n"],
+    dtype: torch.dtype = torch.float32,
+    stream: int = 0,
 ) -> Float[Tensor, "n ..."]:
     """Standard normal numbers of shape (len(index), *shape), by Box and Muller's transform."""
     radius = torch.sqrt(-2 * torch.log(uniform(shape, seed, index, stream=2 * stream + 1)))

@@ -5,6 +5,7 @@ Pixels are kept as they came, in uint8, on the device; a batch is a gather and o
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,18 +31,15 @@ class Split:
             raise ImagesError(f"images should have the shape (N, C, H, W), not {tuple(self.images.shape)}")
         if self.images.dtype != torch.uint8 and not self.images.is_floating_point():
             raise ImagesError(f"images should be uint8 grey levels or floats in [0, 1], not {self.images.dtype}")
-        if self.images.is_floating_point() and len(self.images):
-            low, high = self.images.min().item(), self.images.max().item()
-            if not (low >= 0 and high <= 1):
-                raise ImagesError(
-                    f"images should lie in [0, 1] but run from {low:.3g} to {high:.3g}; pass raw pixels and let the "
-                    "model's first layer, bessemer.models.Normalize, subtract the mean"
-                )
+        if self.images.is_floating_point() and self.images.numel():
+            _require_pixels(self.images)
         if self.labels.shape != self.images.shape[:1] or self.labels.is_floating_point():
             raise LabelsError(
                 f"{len(self.images)} images need {len(self.images)} whole-number labels, "
                 f"not {self.labels.dtype} of shape {tuple(self.labels.shape)}"
             )
+        if len(self.labels) and self.labels.min() < 0:
+            raise LabelsError(f"labels count the classes from 0, but one is {int(self.labels.min())}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,6 +89,44 @@ class Dataset:
 def as_floats(images: Tensor) -> Tensor:
     """Grey levels 0 … 255 as floats in [0, 1]; floats as they are."""
     return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def from_pair(images: Tensor | np.ndarray, labels: Tensor | np.ndarray, classes: int | None = None) -> Split:
+    """A split from images and labels in memory, as torch tensors or NumPy arrays.
+
+    images: uint8 grey levels or floats in [0, 1], shape (N, C, H, W); NumPy's double precision becomes single. labels:
+    whole numbers, shape (N,), below `classes` where that is given.
+    Raises `ImagesError` or `LabelsError` where they are anything else.
+    """
+    if isinstance(images, np.ndarray):
+        images = torch.from_numpy(np.array(images, np.float32 if images.dtype.kind == "f" else images.dtype))
+    if isinstance(labels, np.ndarray):
+        labels = torch.from_numpy(np.array(labels, np.int64 if labels.dtype.kind in "iu" else labels.dtype))
+    for what, value, problem in (("images", images, ImagesError), ("labels", labels, LabelsError)):
+        if not isinstance(value, Tensor):
+            raise problem(f"{what} should be a torch tensor or a NumPy array, not a {type(value).__name__}")
+    split = Split(images, labels if labels.is_floating_point() else labels.long())
+    if classes is not None and len(split) and split.labels.max() >= classes:
+        raise LabelsError(f"labels should lie in 0 … {classes - 1}, but one is {int(split.labels.max())}")
+    return split
+
+
+def _require_pixels(images: Tensor) -> None:
+    """Refuse (`ImagesError`) floats outside [0, 1], and say what is the likely cause."""
+    low, high = (value.item() for value in torch.aminmax(images))
+    if math.isnan(low):
+        raise ImagesError(
+            "images hold NaN; the likely cause is normalisation before the model by a standard deviation of 0"
+        )
+    if low >= 0 and 2 < high <= 255:
+        raise ImagesError(
+            f"images should lie in [0, 1] but run from {low:.3g} to {high:.3g}; divide grey levels by 255"
+        )
+    if not (low >= 0 and high <= 1):
+        raise ImagesError(
+            f"images should lie in [0, 1] but run from {low:.3g} to {high:.3g}; the likely cause is normalisation: "
+            "pass raw pixels and let the model's first layer, bessemer.models.Normalize, subtract the mean"
+        )
 
 
 def from_arrays(name: str, images: np.ndarray, labels: np.ndarray) -> Split:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bessemer.data.about import About
 from bessemer.data.dataset import Dataset, Split, from_arrays
 
 SIZES = {"train": 1197, "validation": 200, "test": 400}
@@ -30,3 +31,12 @@ def load(root: Path | None = None) -> Dataset:
         for name, place in zip(SIZES, places, strict=True)
     }
     return Dataset("digits", tuple("0123456789"), **splits)
+
+
+ABOUT = About(
+    name="digits",
+    what="handwritten digits, 8×8 grey, built in",
+    training=SIZES["train"] + SIZES["validation"],
+    test=SIZES["test"],
+    per_class=(178, 182, 177, 183, 181, 182, 181, 179, 174, 180),
+)

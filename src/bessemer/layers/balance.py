@@ -104,18 +104,18 @@ class _Out(torch.autograd.Function):
     def forward(
         y: Tensor, token: Tensor, beta: float, epsilon: float, misclassified: float
     ) -> tuple[Tensor, Tensor]:
-        return y, torch.zeros_like(token)
+        # not y itself nor a view of it: an in-place ReLU may follow, and autograd forbids that on a view
+        return y.detach(), torch.zeros_like(token)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        y, _, ctx.beta, ctx.epsilon, ctx.misclassified = inputs
-        ctx.mark_dirty(y)  # returned as itself, not as a view: an in-place ReLU may follow
+        _, _, ctx.beta, ctx.epsilon, ctx.misclassified = inputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, wrong: Tensor) -> tuple[Tensor | None, ...]:
         epsilon: float | Tensor = ctx.epsilon
         if ctx.misclassified != 1:
-            epsilon = ctx.epsilon * torch.where(wrong > 0, ctx.misclassified, 1.0)
+            epsilon = ctx.epsilon * (1 + (ctx.misclassified - 1) * wrong)
         # each sample's own largest magnitude goes out before squaring: the square of 1e-23 is zero in float32
         precise = gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
         dimensions = tuple(range(1, gradient.dim()))

@@ -195,7 +195,9 @@ class Evaluation:
 
     def zero_gradient_share(self, name: str) -> Share:
         """The share of correctly classified images for which the attack met an all-zero float32 input gradient."""
-        return Share(int((self.right & (self.attack(name)["zero_gradients"] > 0)).sum()), int(self.right.sum()))
+        return Share(
+            int((self.right & (self.attack(name)["zero_gradients"] > 0)).sum()), int(self.right.sum())
+        )
 
     def zero_in_float64_share(self, name: str) -> Share:
         """The share whose gradient is all zero in float64 as well: no precision helps there."""
@@ -226,7 +228,14 @@ class Evaluation:
             )
         worst = self.worst_case()
         if worst is not None:
-            rows.append({"attack": "worst case", "accuracy": worst.value, "interval": worst.interval, "images": len(self)})
+            rows.append(
+                {
+                    "attack": "worst case",
+                    "accuracy": worst.value,
+                    "interval": worst.interval,
+                    "images": len(self),
+                }
+            )
         return rows
 
     def to_json(self) -> dict[str, Any]:
@@ -254,7 +263,11 @@ class Evaluation:
             "findings": [asdict(finding) for finding in self.findings],
             "curves": [asdict(curve) for curve in self.curves],
             "gallery": [
-                {**asdict(exhibit), "original": _listed(exhibit.original), "adversarial": _listed(exhibit.adversarial)}
+                {
+                    **asdict(exhibit),
+                    "original": _listed(exhibit.original),
+                    "adversarial": _listed(exhibit.adversarial),
+                }
                 for exhibit in self.gallery
             ],
             "notes": self.notes,
@@ -311,7 +324,9 @@ class Evaluation:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["attack", "index", "label", "clean_prediction", *COLUMNS])
         for rows in self.attacks:
-            columns = zip(self.index, self.label, self.prediction, *(rows[name] for name in COLUMNS), strict=True)
+            columns = zip(
+                self.index, self.label, self.prediction, *(rows[name] for name in COLUMNS), strict=True
+            )
             writer.writerows([rows.name, *line] for line in columns)
         if path is not None:
             write_whole(Path(path), text.getvalue().encode())

@@ -19,9 +19,9 @@ from bessemer.errors import FileError
 
 def write_whole(path: Path, content: bytes) -> None:
     """Put `content` at `path` in one step. Raises `FileError`; what stood there before is then still there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = -1, ""
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         with os.fdopen(handle, "wb") as file:
             file.write(content)
@@ -42,29 +42,29 @@ def write_whole(path: Path, content: bytes) -> None:
 def write_record(path: Path, record: dict[str, Any]) -> None:
     """Write a JSON object together with its digest."""
     body = json.dumps(record, separators=(",", ":"), allow_nan=False)
-    write_whole(path, f'{{"sha256":"{_digest(body)}","record":{body}}}\n'.encode())
+    write_whole(path, _sealed(body))
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """The JSON object that `write_record` wrote. Raises `FileError` where it is missing, cut off or altered."""
     try:
-        text = path.read_text(encoding="utf-8")
+        content = path.read_bytes()
     except OSError as problem:
         raise FileError(f"{path} cannot be read: {problem.strerror}") from problem
-    except UnicodeDecodeError as problem:
-        raise _damaged(path) from problem
     try:
-        whole = json.loads(text)
+        text = content.decode()
         body = text[text.index('"record":') + len('"record":') : text.rindex("}")]
-        if whole["sha256"] != _digest(body):
+        # sealing it again and comparing leaves no byte unchecked, the last newline included
+        if content != _sealed(body):
             raise _damaged(path)
-        return dict(whole["record"])
-    except (ValueError, KeyError, TypeError) as problem:
+        return dict(json.loads(body))
+    except (ValueError, TypeError) as problem:
         raise _damaged(path) from problem
 
 
-def _digest(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()
+def _sealed(body: str) -> bytes:
+    """The file's bytes for a JSON text: the text with its digest before it."""
+    return f'{{"sha256":"{hashlib.sha256(body.encode()).hexdigest()}","record":{body}}}\n'.encode()
 
 
 def _damaged(path: Path) -> FileError:

@@ -21,7 +21,11 @@ def provenance(**more: Any) -> dict[str, Any]:
         "command": " ".join([program, *sys.argv[1:]]),
         "commit": commit(),
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
-        "hardware": {"system": f"{platform.system()} {platform.machine()}", "processor": _processor(), "cores": os.cpu_count()},
+        "hardware": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+        },
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         **more,
     }
@@ -38,7 +42,9 @@ def commit() -> str:
 
 
 def _git(folder: Path, *arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(
+        ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+    )
     return done.stdout.strip()
 
 

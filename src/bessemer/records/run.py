@@ -13,6 +13,7 @@ from typing import Any
 
 from bessemer.errors import FileError, UsageError
 from bessemer.records.evaluation import Evaluation
+from bessemer.records.files import read_record
 
 
 @dataclass(frozen=True)
@@ -22,12 +23,14 @@ class RunRecord:
     recipe: the complete recipe as nested tables; empty for a bare `Evaluation`.
     metrics: the lines of `metrics.jsonl`, each with `iteration` and either `loss`, `lr`, `seconds` (training, a mean
     since the line before) or `validation_loss`, `validation_accuracy`.
+    provenance: of the training; each evaluation has its own.
     """
 
     name: str
     recipe: dict[str, Any] = field(default_factory=dict)
     metrics: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, folder: str | Path) -> RunRecord:
@@ -35,16 +38,20 @@ class RunRecord:
         folder = Path(folder)
         recipe = folder / "recipe.toml"
         if not recipe.is_file():
-            raise UsageError(f"{folder} is no run: it has no recipe.toml; train one with `bessemer train RECIPE --out {folder}`")
+            raise UsageError(
+                f"{folder} is no run: it has no recipe.toml; train one with `bessemer train RECIPE --out {folder}`"
+            )
         try:
             tables = tomllib.loads(recipe.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
             raise FileError(f"{recipe} is damaged: {problem}") from problem
+        origin = folder / "provenance.json"
         return cls(
             name=folder.resolve().name,
             recipe=tables,
             metrics=read_metrics(folder / "metrics.jsonl"),
             evaluations=[Evaluation.read(path) for path in sorted((folder / "records").glob("*.json"))],
+            provenance=read_record(origin) if origin.is_file() else {},
         )
 
 

@@ -60,9 +60,7 @@ def parameter_groups(model: nn.Module, rules: Sequence[Factor]) -> list[dict[str
         matching = [rule for rule in rules if fnmatchcase(name, rule.match)]
         factors = math.prod(rule.lr for rule in matching), math.prod(rule.decay for rule in matching)
         groups.setdefault(factors, []).append(parameter)
-    return [
-        {"params": group, "lr_factor": lr, "decay_factor": decay} for (lr, decay), group in groups.items()
-    ]
+    return [{"params": group, "lr_factor": lr, "decay_factor": decay} for (lr, decay), group in groups.items()]
 
 
 class SGD(Optimizer):

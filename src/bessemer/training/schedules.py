@@ -35,12 +35,8 @@ class Inv:
     power: float = 0.75
 
     def __post_init__(self) -> None:
-        _require(
-            0 <= self.gamma < math.inf, f"inv: gamma should be a number from 0 upwards, not {self.gamma!r}"
-        )
-        _require(
-            0 <= self.power < math.inf, f"inv: power should be a number from 0 upwards, not {self.power!r}"
-        )
+        _require(0 <= self.gamma < math.inf, f"inv: gamma should be a number from 0 upwards, not {self.gamma!r}")
+        _require(0 <= self.power < math.inf, f"inv: power should be a number from 0 upwards, not {self.power!r}")
 
     def __call__(self, iteration: int, iterations: int) -> float:
         """The multiplier; the length of the run has no part in it."""
@@ -56,12 +52,9 @@ class Step:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", tuple(self.at))
+        _require(len(self.at) > 0, "step: at should name at least one iteration; for a constant rate use fixed")
         _require(
-            len(self.at) > 0, "step: at should name at least one iteration; for a constant rate use fixed"
-        )
-        _require(
-            all(isinstance(place, int) and place > 0 for place in self.at)
-            and list(self.at) == sorted(set(self.at)),
+            all(isinstance(place, int) and place > 0 for place in self.at) and list(self.at) == sorted(set(self.at)),
             f"step: at should be whole numbers from 1 upwards, each above the last, not {list(self.at)}",
         )
         _require(0 < self.factor < math.inf, f"step: factor should be a number above 0, not {self.factor!r}")

@@ -1,0 +1,23 @@
+"""`bessemer report`: one page for one run or several side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from bessemer import report as reports
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, side by side.")],
+    out: Annotated[Path | None, typer.Option(help="The page; RUN/report.html of the first run unless given.")] = None,
+) -> None:
+    """Write one self-contained HTML page from what training and evaluation left in the runs.
+
+    bessemer report runs/digits runs/bang-digits --out compare.html
+    """
+    path = reports.report(list(runs), out or runs[0] / "report.html")
+    Console().print(f"Wrote {path}", markup=False, soft_wrap=True)

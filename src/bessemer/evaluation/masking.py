@@ -1,0 +1,166 @@
+"""Signs that gradients are masked: a network that only looks robust because the attack was blind.
+
+Each sign is a rule on the rows of an evaluation, with a figure and what it means. Comparisons of two attacks are paired,
+image by image: an exact test (McNemar's, by the binomial distribution) at p < 0.01 and at least one point of difference.
+Sources: Carlini et al., "On evaluating adversarial robustness", 2019; Athalye, Carlini and Wagner, "Obfuscated gradients
+give a false sense of security", 2018.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.stats import binomtest
+
+from bessemer.records import AttackRows, Curve, Evaluation, Finding, Share
+
+POINT = 0.01
+SIGNIFICANT = 0.01
+MARGIN = ", margin loss"  # the suites' name for the twin of an attack whose loss cannot underflow
+
+
+def findings(evaluation: Evaluation) -> list[Finding]:
+    """Everything that was looked for, found or not, the doubts first."""
+    found = [_repeatable(evaluation)]
+    found += [_zero_gradients(evaluation, rows) for rows in evaluation.attacks if rows["gradients"].any()]
+    names = [rows.name for rows in evaluation.attacks]
+    found += [_scale_free(evaluation, name) for name in names if name + MARGIN in names]
+    if "FGSM" in names:
+        found += [_one_step(evaluation, name) for name in names if name.startswith("PGD") and MARGIN not in name]
+    if "FGS" in names and "HC1" in names:
+        found.append(_logits_beat_loss(evaluation))
+    found += [_climbing(evaluation, rows) for rows in evaluation.attacks if rows.name.startswith("PGD")]
+    found += [_large_budget(curve) for curve in evaluation.curves if _is_large(curve)]
+    rank = {"doubt": 0, "note": 1, "trust": 2}
+    return sorted(found, key=lambda finding: rank[finding.verdict])
+
+
+def beats(evaluation: Evaluation, one: str, other: str) -> tuple[bool, float]:
+    """Whether one attack turns significantly more images than another, and by how many points (as a share)."""
+    alive_one, alive_other = evaluation.survivors(one), evaluation.survivors(other)
+    only_one, only_other = int((~alive_one & alive_other).sum()), int((alive_one & ~alive_other).sum())
+    gain = (only_one - only_other) / len(evaluation)
+    if gain < POINT:
+        return False, gain
+    return binomtest(only_one, only_one + only_other, alternative="greater").pvalue < SIGNIFICANT, gain
+
+
+def _repeatable(evaluation: Evaluation) -> Finding:
+    changing = int(evaluation.notes.get("predictions_that_change", 0))
+    return Finding(
+        name="predictions repeat",
+        verdict="doubt" if changing else "trust",
+        figure=f"{changing} of {len(evaluation)} predictions change between two identical calls",
+        meaning="The model is random, so one gradient is not the gradient of what it does on average."
+        if changing
+        else "The model gives the same answer to the same image, so an attack sees what the judge sees.",
+        advice="Attack the average over the randomness, and report the worst of several draws." if changing else "",
+    )
+
+
+def _zero_gradients(evaluation: Evaluation, rows: AttackRows) -> Finding:
+    single, double = evaluation.zero_gradient_share(rows.name), evaluation.zero_in_float64_share(rows.name)
+    verdict = "doubt" if single.value >= POINT else "note" if single.count else "trust"
+    return Finding(
+        name="zero gradients",
+        verdict=verdict,
+        figure=f"{_percent(single)} of correctly classified images met an all-zero input gradient in float32, "
+        f"{_percent(double)} also in float64",
+        meaning="An attack that follows a gradient of exactly zero goes nowhere: these images count as robust without "
+        "having been attacked. Where float64 still has a gradient, the softmax underflowed; the network is confident, "
+        "not robust."
+        if single.count
+        else "Every gradient this attack asked for pointed somewhere.",
+        advice=f"Believe the attacks on the margin loss or the logits instead of {rows.name}." if single.count else "",
+        attack=rows.name,
+    )
+
+
+def _scale_free(evaluation: Evaluation, name: str) -> Finding:
+    twin = name + MARGIN
+    better, gain = beats(evaluation, twin, name)
+    return Finding(
+        name="the margin loss beats cross-entropy",
+        verdict="doubt" if better else "trust",
+        figure=f"{name} leaves {_percent(evaluation.robust_accuracy(name))} standing, the same attack on the margin loss "
+        f"{_percent(evaluation.robust_accuracy(twin))}",
+        meaning=f"The same search finds {100 * gain:.1f} points more once its loss cannot underflow: cross-entropy's "
+        "gradient was hidden, not small."
+        if better
+        else "Both losses lead to the same answer, as they should where gradients can be followed.",
+        advice=f"Do not quote {name}; quote the worst case." if better else "",
+        attack=name,
+    )
+
+
+def _one_step(evaluation: Evaluation, name: str) -> Finding:
+    better, gain = beats(evaluation, "FGSM", name)
+    return Finding(
+        name="one step beats many",
+        verdict="doubt" if better else "trust",
+        figure=f"FGSM leaves {_percent(evaluation.robust_accuracy('FGSM'))} standing, {name} "
+        f"{_percent(evaluation.robust_accuracy(name))}",
+        meaning=f"A single step turns {100 * gain:.1f} points more images than many: the iterative attack is led astray."
+        if better
+        else "Many steps find at least what one step finds.",
+        advice="Try more restarts, another loss, and an attack without gradients." if better else "",
+        attack=name,
+    )
+
+
+def _logits_beat_loss(evaluation: Evaluation) -> Finding:
+    better, gain = beats(evaluation, "HC1", "FGS")
+    return Finding(
+        name="logits beat the loss",
+        verdict="doubt" if better else "trust",
+        figure=f"along the loss gradient {_percent(evaluation.success_rate('FGS'))} can be turned, along the logits "
+        f"{_percent(evaluation.success_rate('HC1'))}",
+        meaning=f"The direction taken from the logits turns {100 * gain:.1f} points more images than the direction taken "
+        "from the loss: what the loss hides, the logits still show."
+        if better
+        else "The loss and the logits lead equally far.",
+        advice="A low FGS rate is no sign of robustness here; compare distances under HC1." if better else "",
+        attack="FGS",
+    )
+
+
+def _climbing(evaluation: Evaluation, rows: AttackRows) -> Finding:
+    # an image leaves the attack with the forward pass that finds it misclassified
+    fallen = evaluation.right & ~evaluation.survivors(rows.name)
+    budget = int(rows["forwards"].max(initial=0))
+    late = Share(int((fallen & (rows["forwards"] > 0.75 * budget)).sum()), int(evaluation.right.sum()))
+    climbing = late.value >= 2 * POINT
+    return Finding(
+        name="still climbing at the end",
+        verdict="note" if climbing else "trust",
+        figure=f"{_percent(late)} of correctly classified images fell in the last quarter of {budget} passes",
+        meaning="The attack was still succeeding when its budget ended; more steps would find more."
+        if climbing
+        else "The attack had stopped finding more before its budget ended.",
+        advice="Raise the number of steps until this is flat." if climbing else "",
+        attack=rows.name,
+    )
+
+
+def _is_large(curve: Curve) -> bool:
+    return curve.norm == "Linf" and 0.5 <= max(curve.eps) < 1
+
+
+def _large_budget(curve: Curve) -> Finding:
+    left = Share(curve.robust[-1], curve.total)
+    masked = left.value > POINT
+    return Finding(
+        name="a radius of 0.5 leaves nothing",
+        verdict="doubt" if masked else "trust",
+        figure=f"{_percent(left)} of images stand at Linf {max(curve.eps):g}, where every image can be turned grey",
+        meaning="No network can be right about a grey image, so the attack is not finding what is there."
+        if masked
+        else "With a budget that makes every image grey, nothing stands, as it must be.",
+        advice="Look at zero gradients, then try the margin loss, restarts, and an attack without gradients."
+        if masked
+        else "",
+        attack=curve.attack,
+    )
+
+
+def _percent(share: Share) -> str:
+    return "nothing" if np.isnan(share.value) else f"{100 * share.value:.1f} %"

@@ -1,0 +1,50 @@
+"""Networks from images in [0, 1] to logits: one file a family, one row in `MODELS`; and `Normalize`.
+
+Nothing in Bessemer asks for these: a model is any callable from images to logits.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from bessemer.errors import unknown
+from bessemer.models.cifar_quick import CifarQuick
+from bessemer.models.digits_net import DigitsNet
+from bessemer.models.lenet import LeNet
+from bessemer.models.network import Network
+from bessemer.models.normalize import Normalize
+
+MODELS: dict[str, Callable[..., Network]] = {
+    "lenet": LeNet,
+    "cifar-quick": CifarQuick,
+    "digits-net": DigitsNet,
+}
+
+__all__ = ["MODELS", "CifarQuick", "DigitsNet", "LeNet", "LearnsStatistics", "Network", "Normalize", "build"]
+
+
+@runtime_checkable
+class LearnsStatistics(Protocol):
+    """A model that must see the training images once before training, say to subtract their mean."""
+
+    def learn_statistics(self, images: Tensor) -> None:
+        """Take what the model keeps from the training images, uint8 grey levels or floats in [0, 1]."""
+        ...
+
+
+def build(name: str, **settings: Any) -> Network:
+    """The untrained model of that name, its weights drawn from torch's own random state.
+
+    Raises `UsageError` for an unknown name or setting.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    allowed = inspect.signature(MODELS[name]).parameters
+    for setting in settings:
+        if setting not in allowed:
+            raise unknown(f"setting of model {name}", setting, allowed)
+    return MODELS[name](**settings)

@@ -1,0 +1,76 @@
+"""One page that says what runs are worth: figures, tables, pictures and doubts, computed from records alone.
+
+The page is a single HTML file: no network, no script, no model, no clock. The same records give the same bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+from bessemer.errors import UsageError
+from bessemer.records import Evaluation, RunRecord, write_whole
+from bessemer.report.page import page
+
+__all__ = ["Reportable", "report"]
+
+
+class Loaded(Protocol):
+    """Whatever remembers the run folder it came from, such as a loaded model."""
+
+    @property
+    def folder(self) -> str | Path:
+        """The run's folder."""
+
+
+Reportable = str | Path | RunRecord | Evaluation | Loaded
+
+
+def report(runs: Sequence[Reportable], path: str | Path) -> Path:
+    """Write one self-contained HTML page about one run, or several side by side; returns its path.
+
+    runs: run folders, `RunRecord`s, `Evaluation`s, or models that `load` returned, in the order of the page.
+    Raises `UsageError` where an item is no run, `FileError` where a record is damaged or the page cannot be written;
+    a page that stood there before is then still there.
+    """
+    if isinstance(runs, str | Path | RunRecord | Evaluation) or not isinstance(runs, Sequence):
+        raise UsageError(f"report takes a list of runs, not one {type(runs).__name__}; write report([run], path)")
+    if not runs:
+        raise UsageError("report needs at least one run, and the list is empty")
+    path = Path(path)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name the file to write, such as {path / 'report.html'}")
+    html = page(_told_apart([_record(run, place) for place, run in enumerate(runs)]))
+    # a folder's name may hold bytes that are no text
+    write_whole(path, html.encode("utf-8", "replace"))
+    return path
+
+
+def _record(run: Reportable, place: int) -> RunRecord:
+    if isinstance(run, RunRecord):
+        return run
+    if isinstance(run, Evaluation):
+        return RunRecord(name=run.model, evaluations=[run])
+    folder = run if isinstance(run, str | Path) else getattr(run, "folder", None)
+    if not isinstance(folder, str | Path):
+        raise UsageError(
+            f"report: item {place} of the list is a {type(run).__name__} without a run folder; "
+            "give run folders, RunRecords, Evaluations or models from bessemer.load"
+        )
+    return RunRecord.read(folder)
+
+
+def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:
+    """The runs with names that differ: a second `bang` becomes `bang (2)`."""
+    taken: set[str] = set()
+    named = []
+    for run in runs:
+        name, again = run.name, 1
+        while name in taken:
+            again += 1
+            name = f"{run.name} ({again})"
+        taken.add(name)
+        named.append(replace(run, name=name))
+    return named
