@@ -60,8 +60,8 @@ def uniform(
 ) -> Float[Tensor, "n ..."]:
     """Numbers in (0, 1) of shape (len(index), *shape), one row per image index; `stream` tells several draws apart."""
     words = _words(seed, index, math.prod(shape), stream)
-    # 24 bits and a half: exact in float32, never 0, never 1
-    return ((_shift(words, 40).to(torch.float32) + 0.5) * 2.0**-24).to(dtype).view(len(index), *shape)
+    # 23 bits and a half: exact in float32, never 0, never 1
+    return ((_shift(words, 41).to(torch.float32) + 0.5) * 2.0**-23).to(dtype).view(len(index), *shape)
 
 
 def normal(

@@ -57,7 +57,7 @@ class Threat(ABC):
         """Random changes inside the ball."""
 
     def step(self, gradient: Images, images: Images) -> Images:
-        """The direction, of size 1, that an iterative attack takes from `images`; the steepest, unless a norm knows better."""
+        """The direction of size 1 that an iterative attack takes; the steepest, unless a norm knows better."""
         return self.steepest(gradient)
 
     def project(self, adversarial: Images, images: Images) -> Images:
@@ -77,15 +77,11 @@ class Threat(ABC):
         size = self.size(adversarial - images)
         worst = size.max().item() if len(size) else 0.0
         if not worst <= self.eps + slack * max(1.0, self.eps):
-            raise ThreatError(
-                f"an image moved by {self.norm} {worst:.6g}, more than the radius {self.eps:.6g} allows"
-            )
+            raise ThreatError(f"an image moved by {self.norm} {worst:.6g}, more than the radius {self.eps:.6g} allows")
         if self.box is not None and len(size):
             low, high = adversarial.min().item(), adversarial.max().item()
             if not (low >= self.box[0] - slack and high <= self.box[1] + slack):
-                raise ThreatError(
-                    f"an image left {list(self.box)}: its pixels run from {low:.6g} to {high:.6g}"
-                )
+                raise ThreatError(f"an image left {list(self.box)}: its pixels run from {low:.6g} to {high:.6g}")
 
     def _clip(self, images: Images) -> Images:
         return images if self.box is None else images.clamp(*self.box)
@@ -163,9 +159,7 @@ class L2(Threat):
 
     def _inside(self, shape: tuple[int, ...], seed: int, index: Tensor, dtype: torch.dtype) -> Tensor:
         direction = self.steepest(randomness.normal(shape, seed, index, dtype))
-        radius = randomness.uniform((1,), seed, index, dtype, stream=3)[:, 0] ** (
-            1 / max(1, direction[0].numel())
-        )
+        radius = randomness.uniform((1,), seed, index, dtype, stream=3)[:, 0] ** (1 / max(1, direction[0].numel()))
         return direction * _column(radius * self.eps, direction)
 
 
@@ -245,6 +239,4 @@ def _written(value: float) -> str:
     grey = Fraction(value * 255).limit_denominator(8)
     fraction = f"{grey}/255" if grey.denominator == 1 else ""
     plain = repr(float(value))
-    return (
-        fraction if fraction and float(Fraction(fraction)) == value and len(fraction) < len(plain) else plain
-    )
+    return fraction if fraction and float(Fraction(fraction)) == value and len(fraction) < len(plain) else plain

@@ -229,8 +229,8 @@ class Attack(ABC):
         """Adversarial images, of the same shape, device and type as `images`.
 
         model: any callable from images (N, C, H, W) in [0, 1] to logits (N, classes). An `nn.Module` is attacked in
-        evaluation mode and comes back exactly as it was (each module's mode, `requires_grad`, gradients, buffers, random
-        state), also after an error.
+        evaluation mode and comes back exactly as it was (each module's mode, `requires_grad`, gradients, buffers,
+        random state), also after an error.
         labels: the true classes; target: the classes to reach instead, where the attack is to be targeted.
         seed, index: random draws are keyed by both, and `index` (0, 1, 2, … unless given) is each image's place in its
         data set: splitting a batch changes nothing.
@@ -252,8 +252,9 @@ class Attack(ABC):
     ) -> Outcome:
         """Like a call, with the count of what was asked of the model.
 
-        until_success: an image leaves the batch as soon as it is misclassified, which spares most of the work where only
-        verdicts count; and zero gradients are asked again in float64. Evaluation works this way, training never does.
+        until_success: an image leaves the batch as soon as it is misclassified, which spares most of the work where
+        only verdicts count; and zero gradients are asked again in float64. Evaluation works this way, training never
+        does.
         """
         check_images(images, self.box)
         check_labels(labels, images)
@@ -272,9 +273,7 @@ class Attack(ABC):
                 found = originals.clone()
             else:
                 found = self.search(oracle, originals, goal, seed, places, until_success)
-            in_float64 = (
-                oracle.zero_in_float64() if until_success else torch.zeros_like(goal.labels, dtype=torch.bool)
-            )
+            in_float64 = oracle.zero_in_float64() if until_success else torch.zeros_like(goal.labels, dtype=torch.bool)
         return Outcome(
             found.detach(),
             oracle.forwards,

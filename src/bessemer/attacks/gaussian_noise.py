@@ -30,9 +30,7 @@ class GaussianNoise(Attack):
 
     def __post_init__(self) -> None:
         if not self.std >= 0 or self.draws < 1:
-            raise UsageError(
-                f"GaussianNoise needs std ≥ 0 and at least 1 draw, found {self.std} and {self.draws}"
-            )
+            raise UsageError(f"GaussianNoise needs std ≥ 0 and at least 1 draw, found {self.std} and {self.draws}")
 
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
@@ -44,10 +42,9 @@ class GaussianNoise(Attack):
             noise = randomness.normal(
                 tuple(images.shape[1:]), randomness.subseed(seed, draw), index[rows], images.dtype
             )
-            found[rows] = (images[rows] + self.std * noise).clamp(0, 1)
-            if draw + 1 == self.draws:
-                break
-            rows = rows[~goal.at(rows).reached(oracle.logits(found[rows], rows))]
+            candidate = (images[rows] + self.std * noise).clamp(0, 1)
+            found[rows] = candidate
+            rows = rows[~goal.at(rows).reached(oracle.logits(candidate, rows))]
             if not len(rows):
                 break
         return found

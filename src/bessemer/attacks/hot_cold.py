@@ -93,9 +93,7 @@ class HotCold(Attack):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Double the scale until the rounded image is misclassified; returns who was, and the last interval."""
         scale = direction.new_ones(len(rows))
-        limit = _moved(
-            grey[rows], direction.sign(), 256 * scale
-        )  # where every moving pixel has reached its end
+        limit = _moved(grey[rows], direction.sign(), 256 * scale)  # where every moving pixel has reached its end
         kept: list[tuple[Tensor, Tensor, Tensor]] = []
         for _ in range(DOUBLINGS + 1):
             if not len(rows):

@@ -3,8 +3,8 @@
     x_{t+1} = project(x_t + step_size · direction(∇_x E(x_t)))
 
 Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards deep learning models resistant to adversarial attacks", 2018. What
-is returned is the worst of all points visited in all restarts (misclassified before not, then by loss), so more steps of
-one size and more restarts never make it weaker for any image.
+is returned is the worst of all points visited in all restarts (misclassified before not, then by loss), so more steps
+of one size and more restarts never make it weaker for any image.
 """
 
 from __future__ import annotations
@@ -41,9 +41,7 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.restarts < 1:
-            raise UsageError(
-                f"PGD needs at least 1 step and 1 restart, found {self.steps} and {self.restarts}"
-            )
+            raise UsageError(f"PGD needs at least 1 step and 1 restart, found {self.steps} and {self.restarts}")
         if self.step_size is not None and not self.step_size > 0:
             raise UsageError(f"PGD needs a step_size above 0, found {self.step_size}")
         if self.loss not in LOSSES:

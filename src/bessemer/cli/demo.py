@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bessemer import report as reports
-from bessemer.cli.evaluate import evaluated, test_data
+from bessemer.cli.evaluate import evaluated, images_for
 from bessemer.cli.train import trained
+from bessemer.report import report as write_report
 from bessemer.training import Recipe
 
 RECIPES = {"regular": "digits", "bang": "bang-digits", "adversarial": "adversarial-digits"}
@@ -37,6 +37,6 @@ def demo(
             raise typer.Exit(130)
         for suite in SUITES:
             if not (folder / "records" / f"{suite}.json").exists():
-                evaluated(model, test_data(model), suite, recipe.evaluation.threat, folder)
-    page = reports.report(list(folders), out / "report.html")
+                evaluated(model, images_for(model), suite, recipe.evaluation.threat, folder)
+    page = write_report(list(folders), out / "report.html")
     console.print(f"Done in {time.monotonic() - began:.0f} s. Open {page}", markup=False, soft_wrap=True)

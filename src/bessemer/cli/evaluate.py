@@ -40,13 +40,13 @@ def evaluate(
     model: Any = training.load(run, device)
     judging = model.recipe.evaluation
     chosen = parse(threat) if threat is not None else judging.threat
-    dataset = test_data(model, data, data_dir)
+    dataset = images_for(model, data, data_dir)
     found = evaluated(model, dataset, suite or judging.suite, chosen, run, samples=samples, seed=seed)
     print_table(found)
     Console().print(f"\nNext: bessemer report {run}", markup=False, soft_wrap=True)
 
 
-def test_data(model: Any, name: str | None = None, data_dir: Path | None = None) -> Dataset:
+def images_for(model: Any, name: str | None = None, data_dir: Path | None = None) -> Dataset:
     """The data set of a run's recipe, or the one that is named, which must fit the model."""
     own, settings = model.recipe.data
     dataset = sources.load(name, data_dir) if name and name != own else sources.load(own, data_dir, **settings)
@@ -80,7 +80,9 @@ def evaluated(
 def print_table(found: Evaluation) -> None:
     """The summary as a table, and the doubts in words."""
     console = Console()
-    table = Table(title=f"{found.model} under {found.suite}{f' at {found.threat}' if found.threat else ''}, {len(found)} images")
+    table = Table(
+        title=f"{found.model} under {found.suite}{f' at {found.threat}' if found.threat else ''}, {len(found)} images"
+    )
     table.add_column("attack")
     for column in ("right %", "95 % interval", "turned %"):
         table.add_column(column, justify="right")
@@ -98,4 +100,9 @@ def print_table(found: Evaluation) -> None:
     console.print(table)
     for finding in found.findings:
         if finding.verdict == "doubt":
-            console.print(f"doubt: {finding.name}: {finding.figure}. {finding.advice}", style="yellow", markup=False, soft_wrap=True)
+            console.print(
+                f"doubt: {finding.name}: {finding.figure}. {finding.advice}",
+                style="yellow",
+                markup=False,
+                soft_wrap=True,
+            )

@@ -22,7 +22,7 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
-app.add_typer(data.app, name="data", help="Look at, check or fetch the data sets.")
+app.add_typer(data.app, name="data")
 app.command("list")(listing.listing)
 
 
@@ -37,7 +37,9 @@ def main() -> None:
         app()
     except BessemerError as problem:
         # plain text: a path or an array in a message is no markup
-        Console(stderr=True).print(f"bessemer: {problem}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+        Console(stderr=True).print(
+            f"bessemer: {problem}", style="bold red", markup=False, highlight=False, soft_wrap=True
+        )
         sys.exit(problem.exit_code)
     except KeyboardInterrupt:
         Console(stderr=True).print("bessemer: interrupted", style="bold red")

@@ -30,13 +30,18 @@ def _bar(*columns: TextColumn) -> Progress:
 def training_progress(name: str) -> Iterator[Callable[[Moment], None]]:
     """A bar with the live loss and validation accuracy; yields what to call after each update."""
     with _bar(TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}")) as progress:
-        task = progress.add_task(name, total=None, loss="…", accuracy="…")
+        task = progress.add_task(name, total=None, loss="…", accuracy="…", visible=False)
 
         def show(moment: Moment) -> None:
             loss = "…" if math.isnan(moment.loss) else f"{moment.loss:.4f}"
             accuracy = "…" if math.isnan(moment.accuracy) else f"{100 * moment.accuracy:.2f} %"
             progress.update(
-                task, completed=moment.iteration, total=moment.iterations, loss=loss, accuracy=accuracy
+                task,
+                completed=moment.iteration,
+                total=moment.iterations,
+                loss=loss,
+                accuracy=accuracy,
+                visible=True,
             )
 
         yield show

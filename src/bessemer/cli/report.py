@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from bessemer import report as reports
+from bessemer.report import report as write_report
 
 
 def report(
@@ -19,5 +19,5 @@ def report(
 
     bessemer report runs/digits runs/bang-digits --out compare.html
     """
-    path = reports.report(list(runs), out or runs[0] / "report.html")
+    path = write_report(list(runs), out or runs[0] / "report.html")
     Console().print(f"Wrote {path}", markup=False, soft_wrap=True)

@@ -39,7 +39,7 @@ __all__ = [
 ]
 
 
-def about(name: str) -> About:
+def _known(name: str) -> About:
     """What is known of the data set of that name. Raises `UsageError` for an unknown name."""
     if name not in ABOUT:
         raise unknown("data set", name, ABOUT)
@@ -51,7 +51,7 @@ def load(name: str, data_dir: Path | None = None, **settings: Any) -> Dataset:
 
     Raises `UsageError` for an unknown name or setting, `DataError` where its files are missing or not right.
     """
-    source = SOURCES[about(name).name]
+    source = SOURCES[_known(name).name]
     allowed = list(inspect.signature(source).parameters)[1:]
     for setting in settings:
         if setting not in allowed:
@@ -64,16 +64,16 @@ def find(name: str, data_dir: Path | None = None) -> Path | None:
 
     Raises `DataError`, with every place looked at, where there is none.
     """
-    return places.find(about(name), data_dir) if about(name).folders else None
+    return places.find(_known(name), data_dir) if _known(name).folders else None
 
 
 def check(name: str, data_dir: Path | None = None) -> str:
     """One line that says how a data set was found to be as published. Raises `DataError` where it is not."""
-    if not about(name).training:
+    if not _known(name).training:
         raise UsageError(f"{name}: nothing is published to compare with; it is checked whenever it is loaded")
     where = find(name, data_dir)
-    verdict = about(name).verify(load(name, data_dir))
-    altered = about(name).altered(where) if where else []
+    verdict = _known(name).verify(load(name, data_dir))
+    altered = _known(name).altered(where) if where else []
     if altered:
         raise DataError(
             f"{name}: {', '.join(altered)} in {where} differ from the published files though their counts agree; "
@@ -89,13 +89,13 @@ def get(name: str, data_dir: Path | None = None, progress: download.Progress = d
 
     Raises `UsageError` where there is nothing to download, `DataError` where no address gives the published files.
     """
-    if not about(name).downloads:
-        raise UsageError(f"{name}: there is nothing to download: {about(name).what}")
+    if not _known(name).downloads:
+        raise UsageError(f"{name}: there is nothing to download: {_known(name).what}")
     within = places.roots() if data_dir is None else [Path(data_dir).expanduser()]
-    if places.locate(about(name), within):
+    if places.locate(_known(name), within):
         try:
             return check(name, data_dir)
         except DataError:
             pass  # what is missing or damaged there is downloaded again
-    download.get(about(name), within[0] / about(name).folders[0], progress)
+    download.get(_known(name), within[0] / _known(name).folders[0], progress)
     return check(name, data_dir)

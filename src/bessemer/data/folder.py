@@ -16,7 +16,6 @@ import os
 import struct
 import warnings
 import zlib
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +35,7 @@ from bessemer.errors import DataError, UsageError
 from bessemer.records import write_whole
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+DECODER = 1  # counts the ways files were ever decoded: what an older way kept is not used
 Pixels = npt.NDArray[np.uint8]  # (H, W) where grey, (H, W, 3) else
 
 
@@ -121,7 +121,10 @@ def _files(part: Path, classes: tuple[str, ...]) -> list[_File]:
         if not found:
             raise DataError(f"{part / name} holds no image; put {', '.join(ENDINGS)} files there or remove the class")
         for file in found:
-            seen = (part / name / file).stat()
+            try:
+                seen = (part / name / file).stat()
+            except OSError as problem:
+                raise _unreadable(part / name / file, problem.strerror) from problem
             files.append(_File(part / name / file, label, seen.st_size, seen.st_mtime_ns))
     return files
 
@@ -140,11 +143,11 @@ def _a_tenth(labels: Tensor) -> tuple[Tensor, Tensor]:
 def _images(home: Path, files: list[_File], size: int | None) -> Tensor:
     """All images as one tensor, from the cache where it is up to date."""
     key = hashlib.sha256(f"{home} {size}".encode()).hexdigest()[:16]
-    content = hashlib.sha256(repr([home, size, files]).encode()).hexdigest()
+    content = hashlib.sha256(repr([DECODER, home, size, files]).encode()).hexdigest()
     kept = places.cache() / "folders" / f"{home.name}-{key}.safetensors"
     try:
         with safe_open(kept, "pt") as cached:
-            if cached.metadata()["content"] == content:
+            if (cached.metadata() or {}).get("content") == content:
                 return cached.get_tensor("images")
     except (OSError, SafetensorError):
         pass  # not there, or not whole: decoded again below
@@ -168,33 +171,28 @@ def _stacked(paths: list[Path], size: int | None) -> Tensor:
             )
     if all(pixels.ndim == 2 for pixels in decoded):
         return torch.from_numpy(np.stack(decoded)[:, None])
-    return torch.from_numpy(_in_colour(decoded, decoded[0].shape[:2]))
-
-
-def _in_colour(decoded: Iterable[Pixels], sides: tuple[int, ...]) -> Pixels:
-    coloured = [np.broadcast_to(pixels[..., None] if pixels.ndim == 2 else pixels, (*sides, 3)) for pixels in decoded]
-    return np.ascontiguousarray(np.stack(coloured).transpose(0, 3, 1, 2))
+    coloured = [np.stack([pixels] * 3, axis=2) if pixels.ndim == 2 else pixels for pixels in decoded]
+    return torch.from_numpy(np.ascontiguousarray(np.stack(coloured).transpose(0, 3, 1, 2)))
 
 
 def _sides(pixels: Pixels) -> str:
     return f"{pixels.shape[1]}×{pixels.shape[0]}"
 
 
+# what Pillow's decoders let through where bytes are missing or wrong
+_STUMBLES = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def _unreadable(path: Path, why: object) -> DataError:
+    return DataError(f"{path} cannot be read as an image ({why}); replace it or take it away")
+
+
 def _decode(path: Path, size: int | None) -> Pixels:
     try:
         with Image.open(path) as file:
             image = _plain(ImageOps.exif_transpose(file))
-    # Pillow's decoders let through what broken bytes make them stumble over
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as problem:
-        raise DataError(f"{path} cannot be read as an image ({problem}); replace it or take it away") from problem
+    except _STUMBLES as problem:
+        raise _unreadable(path, problem) from problem
     if size is not None:
         image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)

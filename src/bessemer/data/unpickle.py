@@ -7,7 +7,9 @@ byte arrays, bytes, strings, lists, dicts and numbers is ever made, and nothing 
 
 from __future__ import annotations
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +25,9 @@ def read_pickle(path: Path) -> dict[str, Any]:
     Raises `DataError` where the file is damaged or asks for anything but plain data.
     """
     try:
-        with path.open("rb") as file:
-            held = _Reader(file, encoding="bytes").load()
+        content = path.read_bytes()
+        _require_honest_sizes(content)
+        held = _Reader(io.BytesIO(content), encoding="bytes").load()
         if not isinstance(held, dict):
             raise _RefusedError(f"holds a {type(held).__name__} where a dict is expected; get the published file")
         return {_text(key): value.array() if isinstance(value, _Array) else value for key, value in held.items()}
@@ -47,6 +50,13 @@ _STUMBLES = (
     OverflowError,
     MemoryError,
 )
+
+
+def _require_honest_sizes(content: bytes) -> None:
+    """Refuse a file that would have gigabytes set aside: by a length beyond its end, or a place far out in the memo."""
+    for opcode, argument, _ in pickletools.genops(content):
+        if opcode.name in ("PUT", "LONG_BINPUT") and argument is not None and argument > len(content):
+            raise ValueError(f"place {argument} in a memo that cannot be as large")
 
 
 class _RefusedError(Exception):

@@ -1,7 +1,7 @@
 """A verdict per image and attack. The judge does not trust the attacker.
 
-An attack proposes images; the model itself, in evaluation mode, decides whether it was fooled, and every bounded image is
-checked against its ball. Nothing is averaged here: summaries are computed from the rows (`bessemer.records`).
+An attack proposes images; the model itself, in evaluation mode, decides whether it was fooled, and every bounded image
+is checked against its ball. Nothing is averaged here: summaries are computed from the rows (`bessemer.records`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from bessemer import data as sources
-from bessemer.attacks import Attack, Outcome, borrowed, check_images, check_labels, check_logits
+from bessemer.attacks import Attack, Outcome, borrowed, check_images, check_logits
 from bessemer.attacks.attack import Model
 from bessemer.data import Dataset, Split
-from bessemer.errors import LabelsError, UsageError
+from bessemer.errors import UsageError
 from bessemer.evaluation import suites
 from bessemer.evaluation.masking import findings
 from bessemer.evaluation.similarity import similarity
@@ -59,15 +59,16 @@ def evaluate(
 ) -> Evaluation:
     """Attack a model with every attack of a suite; rows, findings and provenance come back.
 
-    model: any callable from images (N, C, H, W) in [0, 1] to logits (N, classes); an `nn.Module` is judged in evaluation
-    mode and comes back as it was. data: a pair (images, labels) of tensors or arrays, a split, a data set (its test
-    images), or any iterable of such pairs, read once, batch by batch. samples: only the first so many images.
+    model: any callable from images (N, C, H, W) in [0, 1] to logits (N, classes); an `nn.Module` is judged in
+    evaluation mode and comes back as it was. data: a pair (images, labels) of tensors or arrays, a split, a data set
+    (its test images), or any iterable of such pairs, read once, batch by batch. samples: only the first so many images.
     classes: names for the report. seed: of the random starts.
 
     Verdicts are exact: float32, and the same for any `batch_size`.
     Raises `ImagesError`, `LabelsError`, `ModelError`, `ThreatError` or `UsageError` with what is wrong.
     """
-    torch.set_flush_denormal(True)  # a batch of denormal gradients takes ten times as long; float64 tells them from zero
+    # a batch of denormal gradients takes ten times as long; float64 tells them from zero
+    torch.set_flush_denormal(True)
     if samples is not None and samples < 1:
         raise UsageError(f"samples should be at least 1, found {samples}")
     chosen = suites.named(suite, threat)
@@ -82,7 +83,7 @@ def evaluate(
         model=name,
         data=data.name if isinstance(data, Dataset) else "",
         suite=suite,
-        threat=str(threat) if threat else "",
+        threat=str(threat) if threat and any(rows.threat for rows in judge.rows()) else "",
         seed=seed,
         classes=names or [str(label) for label in range(judge.classes)],
         index=np.arange(judge.count),

@@ -1,9 +1,11 @@
 """Signs that gradients are masked: a network that only looks robust because the attack was blind.
 
-Each sign is a rule on the rows of an evaluation, with a figure and what it means. Comparisons of two attacks are paired,
-image by image: an exact test (McNemar's, by the binomial distribution) at p < 0.01 and at least one point of difference.
-Sources: Carlini et al., "On evaluating adversarial robustness", 2019; Athalye, Carlini and Wagner, "Obfuscated gradients
-give a false sense of security", 2018.
+Each sign is a rule on the rows of an evaluation, with a figure and what it means. Comparisons of two attacks are
+paired,
+image by image: an exact test (McNemar's, by the binomial distribution) at p < 0.01 and at least one point of
+difference.
+Sources: Carlini et al., "On evaluating adversarial robustness", 2019; Athalye, Carlini and Wagner, "Obfuscated
+gradients give a false sense of security", 2018.
 """
 
 from __future__ import annotations
@@ -78,18 +80,39 @@ def _zero_gradients(evaluation: Evaluation, rows: AttackRows) -> Finding:
 def _scale_free(evaluation: Evaluation, name: str) -> Finding:
     twin = name + MARGIN
     better, gain = beats(evaluation, twin, name)
+    verdict, meaning, advice = (
+        "trust",
+        "Both losses lead to the same answer, as they should where gradients can be followed.",
+        "",
+    )
+    if better:
+        verdict = "doubt"
+        meaning = f"The same search finds {100 * gain:.1f} points more once its loss cannot underflow"
+        advice = f"Do not quote {name}; quote the worst case."
+        if _blinded(evaluation, name, twin):
+            meaning += ": cross-entropy's gradient was hidden, not small."
+        elif evaluation.attack(name).kind == "minimal":
+            verdict, advice = "note", "Judge by attacks of many steps."
+            meaning += ", without any hidden gradient: one ray is a weak attack, and the margin's leads further."
+        else:
+            meaning += (
+                ", though no gradient is all zero: cross-entropy leads it astray, or its gradients are all but hidden."
+            )
     return Finding(
         name="the margin loss beats cross-entropy",
-        verdict="doubt" if better else "trust",
-        figure=f"{name} leaves {_percent(evaluation.robust_accuracy(name))} standing, the same attack on the margin loss "
-        f"{_percent(evaluation.robust_accuracy(twin))}",
-        meaning=f"The same search finds {100 * gain:.1f} points more once its loss cannot underflow: cross-entropy's "
-        "gradient was hidden, not small."
-        if better
-        else "Both losses lead to the same answer, as they should where gradients can be followed.",
-        advice=f"Do not quote {name}; quote the worst case." if better else "",
+        verdict=verdict,
+        figure=f"{name} leaves {_percent(evaluation.robust_accuracy(name))} standing, "
+        f"the same attack on the margin loss {_percent(evaluation.robust_accuracy(twin))}",
+        meaning=meaning,
+        advice=advice,
         attack=name,
     )
+
+
+def _blinded(evaluation: Evaluation, name: str, other: str) -> bool:
+    """Whether at least a point of the images that only the other attack turned met an all-zero gradient in this one."""
+    gained = evaluation.survivors(name) & ~evaluation.survivors(other)
+    return (gained & (evaluation.attack(name)["zero_gradients"] > 0)).sum() >= POINT * len(evaluation)
 
 
 def _one_step(evaluation: Evaluation, name: str) -> Finding:
@@ -99,7 +122,7 @@ def _one_step(evaluation: Evaluation, name: str) -> Finding:
         verdict="doubt" if better else "trust",
         figure=f"FGSM leaves {_percent(evaluation.robust_accuracy('FGSM'))} standing, {name} "
         f"{_percent(evaluation.robust_accuracy(name))}",
-        meaning=f"A single step turns {100 * gain:.1f} points more images than many: the iterative attack is led astray."
+        meaning=f"A single step turns {100 * gain:.1f} points more images than many: the longer attack is led astray."
         if better
         else "Many steps find at least what one step finds.",
         advice="Try more restarts, another loss, and an attack without gradients." if better else "",
@@ -109,15 +132,24 @@ def _one_step(evaluation: Evaluation, name: str) -> Finding:
 
 def _logits_beat_loss(evaluation: Evaluation) -> Finding:
     better, gain = beats(evaluation, "HC1", "FGS")
+    blinded = better and _blinded(evaluation, "FGS", "HC1")
+    if blinded:
+        meaning = (
+            f"The direction taken from the logits turns {100 * gain:.1f} points more images than the direction taken "
+            "from the loss: what the loss hides, the logits still show."
+        )
+    elif better:
+        meaning = (
+            "The logits' ray leads further than the loss's, without any hidden gradient: one ray is a weak attack."
+        )
+    else:
+        meaning = "The direction of the loss leads as far as that of the logits."
     return Finding(
         name="logits beat the loss",
-        verdict="doubt" if better else "trust",
+        verdict="doubt" if blinded else "note" if better else "trust",
         figure=f"along the loss gradient {_percent(evaluation.success_rate('FGS'))} can be turned, along the logits "
         f"{_percent(evaluation.success_rate('HC1'))}",
-        meaning=f"The direction taken from the logits turns {100 * gain:.1f} points more images than the direction taken "
-        "from the loss: what the loss hides, the logits still show."
-        if better
-        else "The loss and the logits lead equally far.",
+        meaning=meaning,
         advice="A low FGS rate is no sign of robustness here; compare distances under HC1." if better else "",
         attack="FGS",
     )

@@ -1,4 +1,4 @@
-"""Named sets of attacks. A suite is a function from a threat to attacks by name, cheap ones first; one row in `SUITES`."""
+"""Named sets of attacks. A suite is a function from a threat to attacks by name, cheap first; one row in `SUITES`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ class Suite:
     """What an evaluation runs.
 
     curve: the attack whose robust accuracy is followed over the radius, by name; empty for suites of minimal attacks,
-    whose distances are a curve already. pass_scores: whether the perceptual similarity of what was produced is measured.
+    whose distances are a curve already. pass_scores: whether the perceptual similarity of what was produced is
+    measured.
     """
 
     name: str

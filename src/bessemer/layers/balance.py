@@ -1,20 +1,21 @@
 """Gradient balancing: BANG on any model that treats the samples of a batch independently.
 
-Regular training stalls: a sample that is classified correctly soon contributes next to nothing to the weight update, and
-its surroundings are never flattened. BANG (Rozsa, Günther and Boult, "Towards Robust Deep Neural Networks with BANG",
-2018, arXiv:1612.00138) evens out how much each sample of a batch counts in each layer's weight gradient, and leaves the
-gradient that flows on to lower layers as it is (equations 2 to 6):
+Regular training stalls: a sample that is classified correctly soon contributes next to nothing to the weight update,
+and its surroundings are never flattened. BANG (Rozsa, Günther and Boult, "Towards Robust Deep Neural Networks with
+BANG", 2018, arXiv:1612.00138) evens out how much each sample of a batch counts in each layer's weight gradient, and
+leaves the gradient that flows on to lower layers as it is (equations 2 to 6):
 
     kappa_i = dE_i / dy_i                   the loss gradient of sample i at the layer's output
     r_i     = |kappa_i| / max_j |kappa_j|
     eta_i   = (1 / r_i) ** (epsilon (1 - r_i))
     dE/dw   = beta / N  sum_i  eta_i dE_i/dw
 
-No layer is rewritten for this. An identity behind the layer multiplies each sample's gradient by beta eta_i, so that the
-layer's own backward computes the balanced weight gradient; an identity in front of it divides by the same rate, so that
-what flows on is the original gradient (up to rounding). Every backward is linear in what comes down, so this works for
-any layer whose output for sample i depends on nothing but its input i. The rates travel from one identity to the other
-as the gradient of a token, not through Python state: that survives `torch.compile`, re-used modules and nested calls.
+No layer is rewritten for this. An identity behind the layer multiplies each sample's gradient by beta eta_i, so that
+the layer's own backward computes the balanced weight gradient; an identity in front of it divides by the same rate, so
+that what flows on is the original gradient (up to rounding). Every backward is linear in what comes down, so this
+works for any layer whose output for sample i depends on nothing but its input i. The rates travel from one identity to
+the other as the gradient of a token, not through Python state: that survives `torch.compile`, re-used modules and
+nested calls.
 
 Left out on purpose: layers that mix samples (batch norm), and `nn.MultiheadAttention`, which never calls its own inner
 linear layer.
@@ -46,9 +47,7 @@ LINEAR_LAYERS = (
 )
 
 
-def rates(
-    norms: Float[Tensor, " n"], beta: float, epsilon: float | Float[Tensor, " n"]
-) -> Float[Tensor, " n"]:
+def rates(norms: Float[Tensor, " n"], beta: float, epsilon: float | Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """How much each sample's part of one layer's weight gradient is scaled: beta eta_i (equations 3 and 4).
 
     The largest stays as it is, small ones are raised to about r ** (1 - epsilon) of it. A sample without gradient adds
@@ -101,9 +100,7 @@ class _Out(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        y: Tensor, token: Tensor, beta: float, epsilon: float, misclassified: float
-    ) -> tuple[Tensor, Tensor]:
+    def forward(y: Tensor, token: Tensor, beta: float, epsilon: float, misclassified: float) -> tuple[Tensor, Tensor]:
         # not y itself nor a view of it: an in-place ReLU may follow, and autograd forbids that on a view
         return y.detach(), torch.zeros_like(token)
 
@@ -119,9 +116,7 @@ class _Out(torch.autograd.Function):
         # each sample's own largest magnitude goes out before squaring: the square of 1e-23 is zero in float32
         precise = gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
         dimensions = tuple(range(1, gradient.dim()))
-        largest = torch.maximum(
-            precise.amax(dimensions, keepdim=True), -precise.amin(dimensions, keepdim=True)
-        )
+        largest = torch.maximum(precise.amax(dimensions, keepdim=True), -precise.amin(dimensions, keepdim=True))
         unit = precise / largest.clamp_min(torch.finfo(precise.dtype).tiny)
         norms = torch.linalg.vector_norm(unit, dim=dimensions).double() * largest.flatten().double()
         rate = rates(norms, ctx.beta, epsilon)
@@ -265,7 +260,8 @@ def balance(
     """Balance the gradients of every linear and convolution layer of a model, in place (BANG, equations 2 to 6).
 
     beta, epsilon: one number for all layers, or a mapping from layer-name patterns (`conv*`, `*`) to numbers; the first
-    pattern that matches a name counts. beta = 0, or a name that no pattern of a mapping matches, leaves a layer as it is.
+    pattern that matches a name counts. beta = 0, or a name that no pattern of a mapping matches, leaves a layer as it
+    is.
     misclassified: a factor on epsilon for samples the current forward pass gets wrong; where it is not 1, the objective
     must pass its logits through `report_misclassified` before its backward pass.
     bias: whether biases are balanced like weights.
@@ -291,9 +287,7 @@ def balance(
         if not isinstance(module, LINEAR_LAYERS) or layer_beta == 0 or name.startswith(inside_attention):
             continue
         if isinstance(module, _Balanced):
-            raise BalanceError(
-                f"{name or 'the model'} is balanced already; call remove() on the first handle"
-            )
+            raise BalanceError(f"{name or 'the model'} is balanced already; call remove() on the first handle")
         if layer_beta < 0 or layer_epsilon < 0 or misclassified < 0:
             raise BalanceError(
                 f"beta, epsilon and the factor for misclassified samples cannot be negative, "
@@ -302,9 +296,7 @@ def balance(
         layers[name] = module
         rules[name] = _Rule(name, layer_beta, layer_epsilon, misclassified, bias)
     if not layers:
-        raise BalanceError(
-            "nothing to balance: the model has no linear or convolution layer that beta selects"
-        )
+        raise BalanceError("nothing to balance: the model has no linear or convolution layer that beta selects")
     shared = _Shared()
     for name, module in layers.items():
         plain: Any = module

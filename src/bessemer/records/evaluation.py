@@ -195,9 +195,7 @@ class Evaluation:
 
     def zero_gradient_share(self, name: str) -> Share:
         """The share of correctly classified images for which the attack met an all-zero float32 input gradient."""
-        return Share(
-            int((self.right & (self.attack(name)["zero_gradients"] > 0)).sum()), int(self.right.sum())
-        )
+        return Share(int((self.right & (self.attack(name)["zero_gradients"] > 0)).sum()), int(self.right.sum()))
 
     def zero_in_float64_share(self, name: str) -> Share:
         """The share whose gradient is all zero in float64 as well: no precision helps there."""
@@ -279,7 +277,9 @@ class Evaluation:
         """The evaluation that `to_json` described."""
         return cls(
             **{key: record[key] for key in ("model", "data", "suite", "threat", "seed", "classes")},
-            **{key: np.array(record[key], np.int64) for key in ("index", "label", "prediction")},
+            index=np.array(record["index"], np.int64),
+            label=np.array(record["label"], np.int64),
+            prediction=np.array(record["prediction"], np.int64),
             attacks=[
                 AttackRows(
                     **{key: rows[key] for key in ("name", "attack", "kind", "threat")},
@@ -324,9 +324,7 @@ class Evaluation:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["attack", "index", "label", "clean_prediction", *COLUMNS])
         for rows in self.attacks:
-            columns = zip(
-                self.index, self.label, self.prediction, *(rows[name] for name in COLUMNS), strict=True
-            )
+            columns = zip(self.index, self.label, self.prediction, *(rows[name] for name in COLUMNS), strict=True)
             writer.writerows([rows.name, *line] for line in columns)
         if path is not None:
             write_whole(Path(path), text.getvalue().encode())

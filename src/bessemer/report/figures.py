@@ -125,7 +125,7 @@ def robust_accuracy(curves: list[tuple[int, Curve]], threat: str, name: str, tit
             axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
             axes.xaxis.set_minor_locator(NullLocator())
         else:
-            axes.xaxis.set_major_locator(MaxNLocator(6))
+            axes.xaxis.set_major_locator(_round(6))
         axes.xaxis.set_major_formatter(FuncFormatter(_plain))
         norm = curves[0][1].norm
         suite = words.ball(threat)
@@ -160,7 +160,7 @@ def _grey_levels(axes: Axes) -> None:
     top.set_xlabel("grey levels (n/255)", labelpad=6)
     top.spines["top"].set_visible(False)
     if axes.get_xscale() == "linear":
-        top.xaxis.set_major_locator(MaxNLocator(6))
+        top.xaxis.set_major_locator(_round(6))
     else:
         top.set_xticks([255 * tick for tick in axes.get_xticks()])
         top.xaxis.set_minor_locator(NullLocator())
@@ -194,7 +194,7 @@ def loss(runs: list[RunRecord], name: str, title: str) -> Markup | None:
         if max(drawn) / min(drawn) < 300:  # a tick a decade would be too few
             axes.set_yticks(_round_steps(min(drawn), max(drawn)))
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.xaxis.set_major_locator(_round(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda iteration, _: f"{iteration:,.0f}"))
         text = f"{len(runs)} runs; loss between {min(drawn):.3g} and {max(drawn):.3g}, on a logarithmic axis."
         return _inline(figure, name, title, text)
@@ -212,8 +212,8 @@ def validation_accuracy(runs: list[RunRecord], name: str, title: str) -> Markup 
             drawn += values
         if not drawn:
             return None
-        axes.yaxis.set_major_locator(MaxNLocator(5))
-        axes.xaxis.set_major_locator(MaxNLocator(5))
+        axes.yaxis.set_major_locator(_round(5))
+        axes.xaxis.set_major_locator(_round(5))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda iteration, _: f"{iteration:,.0f}"))
         text = f"{len(runs)} runs; validation accuracy between {min(drawn):.1f} % and {max(drawn):.1f} %."
         return _inline(figure, name, title, text)
@@ -246,8 +246,12 @@ def _line(axes: Axes, look: Look, x: list[float], y: list[float], marked: bool) 
     axes.plot(x, y, color=look.stand_in, linestyle=look.dashes, marker=marker, markevery=every, markeredgewidth=0)
 
 
+def _round(most: int) -> MaxNLocator:
+    return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
+
+
 def _plain(value: float, _: object = None) -> str:
-    return f"{value:g}"
+    return f"{value:g}".replace("e-0", "e-")
 
 
 def _inline(figure: Figure, name: str, title: str, description: str) -> Markup:

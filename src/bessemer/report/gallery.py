@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +57,31 @@ class Showing:
     outcomes: list[Outcome]
 
 
+@dataclass(frozen=True)
+class Gallery:
+    """The images of one attack; `open` where it is the one to look at first."""
+
+    attack: str
+    conditions: str
+    showings: list[Showing]
+    open: bool = False
+
+
+def galleries(comparisons: list[Comparison]) -> list[Gallery]:
+    """A gallery per comparison and attack; the one in which most images were turned is open."""
+    found = [
+        Gallery(attack, comparison.title, shown)
+        for comparison in comparisons
+        for attack, shown in showings(comparison).items()
+    ]
+    most = max(found, key=_turned, default=None)
+    return [replace(gallery, open=gallery is most) for gallery in found]
+
+
+def _turned(gallery: Gallery) -> int:
+    return sum(outcome.verdict == "turned" for showing in gallery.showings for outcome in showing.outcomes)
+
+
 def showings(comparison: Comparison) -> dict[str, list[Showing]]:
     """Per attack, each image of the galleries with all runs that show it side by side."""
     found: dict[str, dict[tuple[int, bytes], list[tuple[Entry, Exhibit]]]] = {}
@@ -83,11 +108,11 @@ def _outcome(entry: Entry, exhibit: Exhibit) -> Outcome:
     before = class_name(entry.evaluation, exhibit.prediction)
     after = class_name(entry.evaluation, exhibit.adversarial_prediction)
     if exhibit.prediction != exhibit.label:
-        verdict, sentence = "wrong before", f"taken for {before} without any attack, for {after} under it"
+        verdict, sentence = "wrong before", f"{before} before, {after} after"
     elif exhibit.adversarial_prediction != exhibit.label:
-        verdict, sentence = "turned", f"taken for {before} before, for {after} after"
+        verdict, sentence = "turned", f"{before} before, {after} after"
     else:
-        verdict, sentence = "held", f"still taken for {after}"
+        verdict, sentence = "held", f"still {after}"
     change, factor = magnified(exhibit)
     what = f"under {exhibit.attack} against {entry.name}"
     stated = f"change ×{factor:.3g}" if factor else "no change"
@@ -96,7 +121,7 @@ def _outcome(entry: Entry, exhibit: Exhibit) -> Outcome:
         entry.name,
         _picture(change, f"Change of image {exhibit.index} {what}, {'magnified' if factor else 'none'}"),
         stated,
-        _picture(exhibit.adversarial, f"Image {exhibit.index} {what}: {sentence}"),
+        _picture(exhibit.adversarial, f"Image {exhibit.index} {what}: {verdict}, {sentence}"),
         verdict,
         sentence,
         f"Linf {255 * exhibit.linf:.1f} grey levels, L2 {exhibit.l2:.2f}",

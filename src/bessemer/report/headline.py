@@ -116,11 +116,11 @@ def _reasons(findings: list[Finding]) -> list[str]:
 
 
 def _strongest(evaluation: Evaluation) -> str:
-    """What the attack that turned most did."""
+    """What the attack did that turned most, and of several the one that moved the images least."""
     if not evaluation.attacks:
         return "No attack was run."
     rates = {rows.name: evaluation.success_rate(rows.name) for rows in evaluation.attacks}
-    strongest = max(rates, key=lambda name: rates[name].count)
+    strongest = max(rates, key=lambda name: (rates[name].count, -evaluation.produced(name, "linf")[0]))
     mean, deviation = evaluation.produced(strongest, "linf")
     reach = f", at Linf {words.spread((255 * mean, 255 * deviation), 1)} grey levels" if rates[strongest].count else ""
     return f"{strongest} turned {words.percent(rates[strongest].value)} of the right answers{reach}."

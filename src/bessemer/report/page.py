@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import tomli_w
@@ -18,7 +18,7 @@ from markupsafe import Markup
 from bessemer.records import Curve, Finding, RunRecord
 from bessemer.report import figures, tables, words
 from bessemer.report.comparison import AttackKey, Comparison, Entry, comparisons, doubts
-from bessemer.report.gallery import showings
+from bessemer.report.gallery import galleries
 from bessemer.report.headline import headline
 
 
@@ -46,17 +46,16 @@ class Plot:
 
 @dataclass(frozen=True)
 class Noticed:
-    """The findings of one run under one suite: first what asks for attention, then what was looked for and absent."""
+    """The findings of one evaluation: first what asks for attention, then the checks that found nothing."""
 
-    place: int
-    name: str
     suite: str
     pressing: list[Finding]
-    absent: list[Finding]
+    passed: list[Finding]
 
 
 def page(runs: list[RunRecord]) -> str:
     """The whole page as HTML."""
+    runs = [_bounded_first(run) for run in runs]
     groups = comparisons(runs)
     several = len(groups) > 1
     environment = Environment(
@@ -67,6 +66,7 @@ def page(runs: list[RunRecord]) -> str:
         lstrip_blocks=True,
     )
     environment.globals["fresh"] = itertools.count(1).__next__  # numbers for captions
+    environment.filters["sentence"] = _sentence
     return environment.get_template("page.html").render(
         title=_title(runs),
         runs=list(enumerate(runs)),
@@ -75,8 +75,8 @@ def page(runs: list[RunRecord]) -> str:
         measured=[_measured(group) for group in groups],
         plots=_plots(groups, several),
         training=_training(runs),
-        noticed=_noticed(runs),
-        galleries=[(group, shown) for group in groups if (shown := showings(group))],
+        noticed=[_noticed(run) for run in runs],
+        galleries=galleries(groups),
         several=several,
         provenance=[_provenance(run) for run in runs],
         again=_again(runs),
@@ -129,17 +129,25 @@ def _training(runs: list[RunRecord]) -> dict[str, Any] | None:
     }
 
 
-def _noticed(runs: list[RunRecord]) -> list[Noticed]:
+def _noticed(run: RunRecord) -> list[Noticed]:
     noticed = []
-    for place, run in enumerate(runs):
-        for evaluation in run.evaluations:
-            suite = evaluation.suite if len(run.evaluations) > 1 else ""
-            sorted_: dict[str, list[Finding]] = {"doubt": [], "note": [], "trust": []}
-            for finding in evaluation.findings:
-                # a verdict this page does not know is a note
-                sorted_.get(finding.verdict, sorted_["note"]).append(finding)
-            noticed.append(Noticed(place, run.name, suite, sorted_["doubt"] + sorted_["note"], sorted_["trust"]))
+    for evaluation in run.evaluations:
+        # a verdict this page does not know is a note
+        found: dict[str, list[Finding]] = {"doubt": [], "note": [], "trust": []}
+        for finding in evaluation.findings:
+            found.get(finding.verdict, found["note"]).append(finding)
+        noticed.append(Noticed(evaluation.suite, found["doubt"] + found["note"], found["trust"]))
     return noticed
+
+
+def _bounded_first(run: RunRecord) -> RunRecord:
+    """The run with the evaluations that have a worst case before those that have none."""
+    return replace(run, evaluations=sorted(run.evaluations, key=lambda evaluation: evaluation.worst_case() is None))
+
+
+def _sentence(text: str) -> str:
+    """Text with a capital in front."""
+    return text[:1].upper() + text[1:]
 
 
 def _provenance(run: RunRecord) -> dict[str, Any]:

@@ -116,7 +116,7 @@ def successes(comparison: Comparison) -> Table | None:
     columns += [
         Column("Linf", "grey levels"),
         Column("L2", "[0, 1] pixels"),
-        Column("all-zero gradients", "float32; float64"),
+        Column("all-zero gradients", "in float32"),
     ]
     return Table(
         "How often each attack turned a right answer into a wrong one, and how far it went: "
@@ -153,7 +153,8 @@ def _success(entry: Entry, attack: AttackKey, rows: AttackRows, with_pass: bool)
     if rows["gradients"].sum() == 0:
         return [*cells, Cell(words.NONE, "asked for none")]
     single, double = evaluation.zero_gradient_share(name), evaluation.zero_in_float64_share(name)
-    return [*cells, Cell(words.percent(single.value), f"float64: {words.percent(double.value)}")]
+    in_float64 = f"in float64 {words.percent(double.value)}" if single.count else ""
+    return [*cells, Cell(words.percent(single.value), in_float64)]
 
 
 def over_eps(curves: list[tuple[Entry, Curve]]) -> Table:

@@ -44,7 +44,9 @@ class Checkpoint:
     random: dict[str, Tensor]
 
     @classmethod
-    def take(cls, name: str, model: nn.Module, optimizer: SGD, iteration: int, position: int, metrics: int) -> Checkpoint:
+    def take(
+        cls, name: str, model: nn.Module, optimizer: SGD, iteration: int, position: int, metrics: int
+    ) -> Checkpoint:
         """The present moment. Tensors are those in use, not copies: write it before going on."""
         random = {"cpu": torch.get_rng_state()}
         device = next(model.parameters()).device

@@ -1,8 +1,8 @@
 """A recipe says everything about a training run, in TOML: data, model, method, optimiser, schedule, seed.
 
-Every section that has a `name` is a call: its other keys are the arguments of the class or function of that name, checked
-against its signature and types, with the defaults filled in. A wrong key or value is answered with the key, what was
-found, what is allowed and the nearest right spelling.
+Every section that has a `name` is a call: its other keys are the arguments of the class or function of that name,
+checked against its signature and types, with the defaults filled in. A wrong key or value is answered with the key,
+what was found, what is allowed and the nearest right spelling.
 """
 
 from __future__ import annotations
@@ -260,7 +260,9 @@ def _value(hint: Any, value: Any, where: str) -> tuple[Any, Any]:
     if kind is Factor:
         if not isinstance(value, list | tuple):
             raise UsageError(f"{where} should be a list of tables [[{where}]], found {value!r}")
-        pairs = [_made(Factor, _table(item, f"{where}[{place}]"), f"{where}[{place}]") for place, item in enumerate(value)]
+        pairs = [
+            _made(Factor, _table(item, f"{where}[{place}]"), f"{where}[{place}]") for place, item in enumerate(value)
+        ]
         return tuple(made for made, _ in pairs), [complete for _, complete in pairs]
     if float in kinds and isinstance(value, str):
         value = _explained(where, read_number, value)

@@ -5,8 +5,8 @@
               checkpoints/      initial.safetensors, step-00000500.safetensors, …
               records/          what evaluations found
 
-A run that was killed, at any moment, and resumed on the same hardware with as many threads ends in the same weights, bit
-for bit, as one that was not.
+A run that was killed, at any moment, and resumed on the same hardware with as many threads ends in the same weights,
+bit for bit, as one that was not.
 """
 
 from __future__ import annotations
@@ -90,7 +90,9 @@ def load(folder: str | Path, device: str = "cpu") -> nn.Module:
     model = models.build(recipe.model[0], **recipe.model[1])
     checkpoint = Checkpoint.read(newest(folder))
     if checkpoint.model != recipe.model[0]:
-        raise FileError(f"{folder}: the checkpoint holds a {checkpoint.model}, but the recipe asks for a {recipe.model[0]}")
+        raise FileError(
+            f"{folder}: the checkpoint holds a {checkpoint.model}, but the recipe asks for a {recipe.model[0]}"
+        )
     checkpoint.restore_weights(model)
     return _opened(model.to(device), recipe, folder)
 

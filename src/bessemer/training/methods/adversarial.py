@@ -1,8 +1,8 @@
 """Adversarial training: on the worst point the attack finds near each image.
 
 Madry et al., "Towards deep learning models resistant to adversarial attacks", 2018; the share of clean images after Xie
-and Yuille, "Intriguing properties of adversarial training at scale", 2020: N adversarial images and clean_share · N clean
-ones in one batch, the loss being the mean over all (1 + clean_share) · N.
+and Yuille, "Intriguing properties of adversarial training at scale", 2020: N adversarial images and clean_share · N
+clean ones in one batch, the loss being the mean over all (1 + clean_share) · N.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """BANG: batch adjusted network gradients.
 
-Rozsa, Günther and Boult, "Towards Robust Deep Neural Networks with BANG", 2018, arXiv:1612.00138. The rule and how it is
-attached are in `bessemer.layers.balance`; as a training method there is nothing more to it.
+Rozsa, Günther and Boult, "Towards Robust Deep Neural Networks with BANG", 2018, arXiv:1612.00138. The rule and how it
+is attached are in `bessemer.layers.balance`; as a training method there is nothing more to it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Bang(Method):
     epsilon: float | dict[str, float] = 0.815
     misclassified: float = 1.0
     bias: bool = True
-    inside: Method = Plain()
+    inside: Method = Plain()  # noqa: RUF009  (a frozen value)
 
     def prepare(self, model: nn.Module, until_done: ExitStack) -> nn.Module:
         """Attach the balance, until training is done."""

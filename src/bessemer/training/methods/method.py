@@ -19,7 +19,7 @@ class Method(ABC):
     """A way to train. Methods hold one another, so that a combination is an expression."""
 
     def prepare(self, model: nn.Module, until_done: ExitStack) -> nn.Module:
-        """The model with whatever this method must install first; what is to come off after training goes on the stack."""
+        """The model with whatever this method installs first; what must come off after training goes on the stack."""
         return model
 
     @abstractmethod
