@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+import torch
 import typer
 from rich.console import Console
 
@@ -33,6 +34,7 @@ def _about() -> None:
 
 def main() -> None:
     """Run the command line; what Bessemer refuses becomes one sentence and an exit code."""
+    torch.set_flush_denormal(True)  # before torch starts its threads, see bessemer.denormals
     try:
         app()
     except BessemerError as problem:

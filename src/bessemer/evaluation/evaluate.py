@@ -19,6 +19,7 @@ from bessemer import data as sources
 from bessemer.attacks import Attack, Outcome, borrowed, check_images, check_logits
 from bessemer.attacks.attack import Model
 from bessemer.data import Dataset, Split
+from bessemer.denormals import flushed
 from bessemer.errors import UsageError
 from bessemer.evaluation import suites
 from bessemer.evaluation.masking import findings
@@ -44,6 +45,7 @@ class Stage:
     total: int
 
 
+@flushed()  # what is zero only because of that is told apart in float64
 def evaluate(
     model: Model,
     data: Pairs,
@@ -67,8 +69,6 @@ def evaluate(
     Verdicts are exact: float32, and the same for any `batch_size`.
     Raises `ImagesError`, `LabelsError`, `ModelError`, `ThreatError` or `UsageError` with what is wrong.
     """
-    # a batch of denormal gradients takes ten times as long; float64 tells them from zero
-    torch.set_flush_denormal(True)
     if samples is not None and samples < 1:
         raise UsageError(f"samples should be at least 1, found {samples}")
     chosen = suites.named(suite, threat)

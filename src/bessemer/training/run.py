@@ -27,6 +27,7 @@ from torch.nn.functional import cross_entropy
 
 from bessemer import data, models
 from bessemer.data import Batches, Dataset, Split
+from bessemer.denormals import flushed
 from bessemer.errors import DivergedError, FileError, RunInUseError, UsageError
 from bessemer.randomness import subseed
 from bessemer.records import provenance, write_record, write_whole
@@ -46,6 +47,7 @@ class Moment:
     accuracy: float
 
 
+@flushed()
 def train(
     recipe: Recipe,
     folder: str | Path,
@@ -63,8 +65,6 @@ def train(
     Raises `UsageError` where the folder holds another run, `RunInUseError` where another process writes to it, and
     `FileError` where something cannot be written or read; what was written before stays.
     """
-    # reaches the threads of the parallel operations that follow: BANG's gradients get as small as 1e-36
-    torch.set_flush_denormal(True)
     folder = Path(folder)
     with _sole_writer(folder):
         began = time.monotonic()
