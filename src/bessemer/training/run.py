@@ -68,10 +68,11 @@ def train(
     folder = Path(folder)
     with _sole_writer(folder):
         began = time.monotonic()
-        _write_recipe(recipe, folder, resume)
+        _require_same_run(recipe, folder, resume)
         dataset = data.load(recipe.data[0], data_dir, **recipe.data[1]).to(device)
         torch.manual_seed(subseed(recipe.seed, 1))
         model = _build(recipe, dataset).to(device)
+        write_whole(folder / "recipe.toml", recipe.to_toml().encode())
         _Course(recipe, folder, model, dataset, watch, stop).run(resume)
         facts = provenance(seed=recipe.seed, seconds=round(time.monotonic() - began, 1), device=_device_name(device))
         write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
@@ -242,10 +243,9 @@ def _opened(model: nn.Module, recipe: Recipe, folder: Path) -> nn.Module:
     return model
 
 
-def _write_recipe(recipe: Recipe, folder: Path, resume: bool) -> None:
-    path = folder / "recipe.toml"
-    if not path.exists():
-        write_whole(path, recipe.to_toml().encode())
+def _require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
+    """Refuse to write over a run, or to go on with one under another recipe."""
+    if not (folder / "recipe.toml").exists():
         return
     if not resume:
         raise UsageError(f"{folder} holds a run already; go on with --resume, or choose another folder with --out")

@@ -1,0 +1,76 @@
+"""What balancing costs: a BANG step over a plain one, in the layout Bessemer trains in (target: at most 1.05)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from bessemer.layers import balance
+from bessemer.models import CifarQuick, LeNet
+from timing import ratios
+
+
+class Block(nn.Module):
+    """A basic residual block."""
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(out, out, 3, 1, 1, bias=False)
+        self.norm1, self.norm2 = nn.BatchNorm2d(out), nn.BatchNorm2d(out)
+        self.short = (
+            nn.Identity() if stride == 1 and channels == out else nn.Conv2d(channels, out, 1, stride, bias=False)
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Two convolutions and a short cut."""
+        y = self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x)))))
+        return torch.relu(y + self.short(x))
+
+
+def resnet18() -> nn.Module:
+    """The shape of a ResNet-18 for 32×32 images."""
+    plan = [
+        (64, 64, 1),
+        (64, 64, 1),
+        (64, 128, 2),
+        (128, 128, 1),
+        (128, 256, 2),
+        (256, 256, 1),
+        (256, 512, 2),
+        (512, 512, 1),
+    ]
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
+        *[Block(*widths) for widths in plan], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10),
+    )  # fmt: skip
+
+
+def step(model: nn.Module, images: torch.Tensor, labels: torch.Tensor, times: int) -> None:
+    """Some forward and backward passes and updates."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9)
+    for _ in range(times):
+        optimizer.zero_grad()
+        cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+
+def measure() -> dict[str, dict]:
+    """Ratios by network."""
+    found = {}
+    for name, make, shape, times in (
+        ("LeNet, batch 64", LeNet, (64, 1, 28, 28), 15),
+        ("CIFAR-quick, batch 100", CifarQuick, (100, 3, 32, 32), 5),
+        ("ResNet-18, batch 16", resnet18, (16, 3, 32, 32), 1),
+    ):
+        torch.manual_seed(0)
+        images, labels = torch.rand(shape), torch.randint(0, 10, shape[:1])
+        plain, balanced = (make().to(memory_format=torch.channels_last) for _ in range(2))
+        balanced.load_state_dict(plain.state_dict())
+        with balance(balanced, beta=1.0, epsilon=0.8):
+            found |= ratios(
+                {f"BANG step / plain step: {name}": lambda m=balanced, x=images, y=labels, n=times: step(m, x, y, n)},
+                lambda m=plain, x=images, y=labels, n=times: step(m, x, y, n),
+            )
+    return found
