@@ -16,7 +16,7 @@ check: $(STAMPS)/dev  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: $(STAMPS)/bench  ## how fast, against the bare loop and against peers
+bench: $(STAMPS)/dev  ## how fast, against the bare loop and against peers
 	$(BIN)/python benchmarks/run.py
 
 docs: $(STAMPS)/docs  ## the API as HTML pages in build/docs
@@ -36,16 +36,12 @@ $(STAMPS)/package: pyproject.toml constraints.txt | $(STAMPS)/venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	touch $@
 
+# with the peers that tests and benchmarks compare with; torchattacks asks for torchvision, but works without it
 $(STAMPS)/dev: pyproject.toml constraints.txt | $(STAMPS)/venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchattacks
 	touch $@ $(STAMPS)/package
 
 $(STAMPS)/docs: pyproject.toml constraints.txt | $(STAMPS)/venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@ $(STAMPS)/package
-
-# torchattacks asks for torchvision, which it needs for one model it ships only
-$(STAMPS)/bench: pyproject.toml constraints.txt | $(STAMPS)/venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchattacks
-	touch $@ $(STAMPS)/package $(STAMPS)/dev

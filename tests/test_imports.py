@@ -13,6 +13,7 @@ ORDER = [
     "models attacks",
     "training evaluation",
     "report",
+    "papers",
     "cli",
 ]
 HEIGHT = {room: level for level, rooms in enumerate(ORDER) for room in rooms.split()}

@@ -12,7 +12,7 @@ from torch import nn
 
 from bessemer import data as sources
 from bessemer import evaluation, training
-from bessemer.cli.progress import evaluation_progress
+from bessemer.cli.progress import evaluation_bar, progress
 from bessemer.data import Dataset
 from bessemer.errors import UsageError
 from bessemer.records import Evaluation
@@ -69,7 +69,8 @@ def evaluated(
     seed: int = 0,
 ) -> Evaluation:
     """Evaluate with a progress bar, and write the records into the run."""
-    with evaluation_progress(f"{run.name}: {suite}") as show:
+    with progress() as bars:
+        show = evaluation_bar(bars, f"{run.name}: {suite}")
         found = evaluation.evaluate(
             model, dataset, suite, threat, samples=samples, seed=seed, name=run.resolve().name, watch=show
         )

@@ -8,7 +8,7 @@ import torch
 import typer
 from rich.console import Console
 
-from bessemer.cli import data, demo, evaluate, listing, report, train
+from bessemer.cli import data, demo, evaluate, listing, report, reproduce, train
 from bessemer.errors import BessemerError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app.command()(demo.demo)
 app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
+app.command()(reproduce.reproduce)
 app.add_typer(data.app, name="data")
 app.command("list")(listing.listing)
 

@@ -13,47 +13,40 @@ from bessemer.evaluation import Stage
 from bessemer.training import Moment
 
 
-def _bar(*columns: TextColumn) -> Progress:
-    return Progress(
+@contextmanager
+def progress() -> Iterator[Progress]:
+    """Room for bars on standard error."""
+    with Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
-        *columns,
+        TextColumn("{task.fields[note]}", markup=False),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-    )
+    ) as bars:
+        yield bars
 
 
-@contextmanager
-def training_progress(name: str) -> Iterator[Callable[[Moment], None]]:
-    """A bar with the live loss and validation accuracy; yields what to call after each update."""
-    with _bar(TextColumn("loss {task.fields[loss]}  accuracy {task.fields[accuracy]}")) as progress:
-        task = progress.add_task(name, total=None, loss="…", accuracy="…", visible=False)
+def training_bar(bars: Progress, name: str) -> Callable[[Moment], None]:
+    """A bar with the live loss and validation accuracy; returns what to call after each update."""
+    task = bars.add_task(name, total=None, note="", visible=False)
 
-        def show(moment: Moment) -> None:
-            loss = "…" if math.isnan(moment.loss) else f"{moment.loss:.4f}"
-            accuracy = "…" if math.isnan(moment.accuracy) else f"{100 * moment.accuracy:.2f} %"
-            progress.update(
-                task,
-                completed=moment.iteration,
-                total=moment.iterations,
-                loss=loss,
-                accuracy=accuracy,
-                visible=True,
-            )
+    def show(moment: Moment) -> None:
+        loss = "…" if math.isnan(moment.loss) else f"{moment.loss:.4f}"
+        accuracy = "…" if math.isnan(moment.accuracy) else f"{100 * moment.accuracy:.2f} %"
+        note = f"loss {loss}  accuracy {accuracy}"
+        bars.update(task, completed=moment.iteration, total=moment.iterations, note=note, visible=True)
 
-        yield show
+    return show
 
 
-@contextmanager
-def evaluation_progress(name: str) -> Iterator[Callable[[Stage], None]]:
-    """A bar over images that names the attack at work; yields what to call at each stage."""
-    with _bar(TextColumn("{task.fields[attack]}")) as progress:
-        task = progress.add_task(name, total=None, attack="")
+def evaluation_bar(bars: Progress, name: str) -> Callable[[Stage], None]:
+    """A bar over images that names the attack at work; returns what to call at each stage."""
+    task = bars.add_task(name, total=None, note="", visible=False)
 
-        def show(stage: Stage) -> None:
-            progress.update(task, completed=stage.done, total=stage.total or None, attack=stage.attack)
+    def show(stage: Stage) -> None:
+        bars.update(task, completed=stage.done, total=stage.total or None, note=stage.attack, visible=True)
 
-        yield show
+    return show

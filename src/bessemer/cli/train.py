@@ -14,7 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from bessemer import training
-from bessemer.cli.progress import training_progress
+from bessemer.cli.progress import progress, training_bar
 from bessemer.training import Moment, Recipe
 
 
@@ -51,7 +51,8 @@ def trained(
     recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "cpu", data_dir: Path | None = None
 ) -> tuple[nn.Module, bool]:
     """Train with a progress bar; returns the model, and whether Ctrl-C (or SIGTERM) ended it early."""
-    with _signals() as caught, training_progress(recipe.name) as show:
+    with _signals() as caught, progress() as bars:
+        show = training_bar(bars, recipe.name)
         last = Moment(0, 0, 0, 0)
 
         def watch(moment: Moment) -> None:

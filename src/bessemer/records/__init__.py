@@ -12,15 +12,18 @@ from bessemer.records.evaluation import (
 )
 from bessemer.records.files import read_record, write_record, write_whole
 from bessemer.records.provenance import provenance
+from bessemer.records.result import Claim, Result
 from bessemer.records.run import RunRecord, read_metrics
 
 __all__ = [
     "COLUMNS",
     "AttackRows",
+    "Claim",
     "Curve",
     "Evaluation",
     "Exhibit",
     "Finding",
+    "Result",
     "RunRecord",
     "Share",
     "provenance",

@@ -73,9 +73,11 @@ def train(
         torch.manual_seed(subseed(recipe.seed, 1))
         model = _build(recipe, dataset).to(device)
         write_whole(folder / "recipe.toml", recipe.to_toml().encode())
-        _Course(recipe, folder, model, dataset, watch, stop).run(resume)
-        facts = provenance(seed=recipe.seed, seconds=round(time.monotonic() - began, 1), device=_device_name(device))
-        write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
+        if _Course(recipe, folder, model, dataset, watch, stop).run(resume):
+            facts = provenance(
+                seed=recipe.seed, seconds=round(time.monotonic() - began, 1), device=_device_name(device)
+            )
+            write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
     return _opened(model, recipe, folder)
 
 
@@ -121,9 +123,11 @@ class _Course:
         self.loss = self.accuracy = math.nan
         self.since = time.monotonic()
 
-    def run(self, resume: bool) -> None:
-        """From the start, or from the newest checkpoint, to the end."""
+    def run(self, resume: bool) -> bool:
+        """From the start, or from the newest checkpoint, to the end; returns whether anything was left to do."""
         done = self._go_back() if resume else 0
+        if done >= self.recipe.training.iterations:
+            return False
         self.metrics = (self.folder / "metrics.jsonl").open("r+b" if done else "wb")
         with self.metrics:
             if done == 0:
@@ -143,6 +147,7 @@ class _Course:
                 self._after_step,
                 done,
             )
+        return True
 
     def _go_back(self) -> int:
         if not steps(self.folder):

@@ -1,0 +1,44 @@
+"""`bessemer reproduce`: a table or figure of a paper, beside the published one."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from bessemer.cli.progress import evaluation_bar, progress, training_bar
+from bessemer.errors import unknown
+from bessemer.papers import EXPERIMENTS
+
+
+def reproduce(
+    name: Annotated[str, typer.Argument(help="bang-table1")],
+    scale: Annotated[str, typer.Option(help="smoke (seconds) or full (the paper's size).")] = "full",
+    runs: Annotated[Path | None, typer.Option(help="Where its networks go; runs/NAME-SCALE unless given.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("results"),
+    data_dir: Annotated[Path | None, typer.Option(help="Where data sets are looked for first.")] = None,
+) -> None:
+    """Do a paper's experiment again and say which of its claims held.
+
+    bessemer reproduce bang-table1 --scale smoke
+
+    A stopped reproduction goes on where it was when it is called again.
+    """
+    if name not in EXPERIMENTS:
+        raise unknown("experiment", name, EXPERIMENTS)
+    folder = runs or Path("runs") / f"{name}-{scale}"
+    with progress() as bars:
+        result = EXPERIMENTS[name](scale, folder, data_dir, partial(training_bar, bars), partial(evaluation_bar, bars))
+    path = result.write(out)
+    table = Table(title=f"{name}, {scale}")
+    for column in ("held", "claim", "here", "published"):
+        table.add_column(column)
+    for claim in result.claims:
+        table.add_row("yes" if claim.holds else "NO", claim.text, claim.value, claim.published)
+    console = Console()
+    console.print(table)
+    console.print(f"Wrote {path}", markup=False, soft_wrap=True)

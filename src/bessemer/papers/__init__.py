@@ -1,0 +1,10 @@
+"""Papers reproduced: one folder a paper, one file a table or figure, one row in `EXPERIMENTS`."""
+
+from collections.abc import Callable
+
+from bessemer.papers.bang import table1
+from bessemer.records import Result
+
+EXPERIMENTS: dict[str, Callable[..., Result]] = {"bang-table1": table1.run}
+
+__all__ = ["EXPERIMENTS"]
