@@ -8,7 +8,7 @@ import pytest
 import bessemer
 
 ORDER = [
-    "errors randomness denormals records",
+    "errors randomness arithmetic records",
     "threat data layers",
     "models attacks",
     "training evaluation",

@@ -206,10 +206,10 @@ class L1(Threat):
         return (flat.sign() * (magnitude - threshold).clamp_min(0)).view_as(change)
 
     def _inside(self, shape: tuple[int, ...], seed: int, index: Tensor, dtype: torch.dtype) -> Tensor:
-        uniform = randomness.uniform(shape, seed, index, dtype) - 0.5
+        uniform = randomness.uniform(shape, seed, index) - 0.5  # in float32: a shorter type rounds it to the poles
         laplace = -uniform.sign() * torch.log1p(-2 * uniform.abs())
-        radius = randomness.uniform((1,), seed, index, dtype, stream=3)[:, 0]
-        return laplace * _column(radius * self.eps / self.size(laplace).clamp_min(1e-30), laplace)
+        radius = randomness.uniform((1,), seed, index, stream=3)[:, 0]
+        return (laplace * _column(radius * self.eps / self.size(laplace).clamp_min(1e-30), laplace)).to(dtype)
 
 
 THREATS: dict[str, type[Threat]] = {kind.norm: kind for kind in (Linf, L2, L1)}
@@ -229,7 +229,7 @@ def read_number(text: str) -> float:
     """`8/255` or `0.03` as a number. Raises `UsageError`."""
     numerator, _, denominator = text.partition("/")
     try:
-        return float(Fraction(numerator.strip()) / Fraction(denominator.strip() or 1))
+        return float(numerator) / float(denominator or 1)
     except (ValueError, ZeroDivisionError):
         raise UsageError(f"{text!r} is not a number; write 0.031 or 8/255") from None
 

@@ -139,7 +139,7 @@ def test_a_zero_direction_is_a_failure_and_not_a_nan(attack):
         return (x.flatten(1)[:, :3] * 0) + torch.tensor([3.0, 1.0, 0.0])
 
     images = torch.full((4, 1, 2, 2), 100 / 255)
-    outcome = attack.run(model, images, torch.zeros(4).long())
+    outcome = attack.run(model, images, torch.zeros(4).long(), until_success=True)
     assert torch.equal(outcome.images, images)
     assert outcome.zero_gradients.tolist() == [1, 1, 1, 1]
 
@@ -162,7 +162,10 @@ def test_zero_gradients_are_counted_and_asked_again_in_float64():
     outcome = attack.run(Confident(), images, torch.zeros(3).long(), until_success=True)
     assert outcome.gradients.tolist() == [3, 3, 3]
     assert outcome.zero_gradients.tolist() == [3, 0, 3]
-    assert outcome.zero_in_float64.tolist() == [False, False, True]
+    assert outcome.zero_in_float64.tolist() == [0, 0, 1]
+    confident = Confident()
+    unknown = attack.run(lambda x: confident(x), images, torch.zeros(3).long(), until_success=True).zero_in_float64
+    assert unknown.isnan().tolist() == [True, False, True], "a callable that is no module cannot be asked in float64"
 
 
 def test_passes_are_counted_image_by_image(model, batch):

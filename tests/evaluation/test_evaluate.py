@@ -1,5 +1,7 @@
 """The judge: verdicts per image, whatever the data comes as, and what it refuses."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -117,7 +119,49 @@ def test_the_gallery_shows_the_images_that_were_judged(model, pair, quick):
 def test_an_evaluation_survives_its_file(quick, tmp_path):
     again = Evaluation.read(quick.save(tmp_path))
     assert again.to_json() == quick.to_json()
-    assert quick.to_csv().count("\n") == 1 + 3 * 150
+    assert quick.to_csv().count("\n") == 1 + 4 * 150
+    assert len(quick.rows) == 4 * 150
+    assert quick.rows[150]["attack"] == "FGSM"
+
+
+def test_another_question_is_kept_beside_the_first(model, pair, quick, tmp_path):
+    other = evaluate(model, (pair[0][:20], pair[1][:20]), "quick", L2(0.5))
+    assert other.save(tmp_path) != quick.save(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_nan_is_no_success_and_is_told(model, pair):
+    """A model that answers NaN once its first pixel is not black is not fooled by being driven there."""
+    images, labels = pair[0][:40] * 0.9, pair[1][:40]
+    model.eval()
+    labels = model(images).argmax(1)
+
+    def breaks(x):
+        return model(x) + torch.where(x[:, 0, 0, :1] > 0.05, torch.nan, 0.0)
+
+    found = evaluate(breaks, (images, labels), "quick", Linf(0.1))
+    model.train()
+    finding = next(finding for finding in found.findings if finding.name == "answers are numbers")
+    assert finding.verdict == "doubt"
+    assert found.notes["answers_not_a_number"] > 0
+    reached = found.attack("FGSM")["prediction"] != found.label
+    assert reached.sum() < 40
+
+
+def test_models_of_other_precision_are_converted_or_refused(model, pair):
+    double = copy.deepcopy(model).double()
+    assert evaluate(double, pair, "quick", Linf(0.1), samples=20).clean_accuracy().count > 15
+    with pytest.raises(ModelError, match=r"full precision: model\.float"):
+        evaluate(copy.deepcopy(model).bfloat16(), pair, "quick", Linf(0.1))
+
+
+def test_a_model_without_a_gradient_is_refused_in_a_sentence(model, pair):
+    class Quantised(nn.Module):
+        def forward(self, x):
+            return model((x.detach() * 8).round() / 8)
+
+    with pytest.raises(ModelError, match="no gradient at its images"):
+        evaluate(Quantised(), pair, "quick", Linf(0.1))
 
 
 def test_any_callable_is_a_model(model, pair, quick):

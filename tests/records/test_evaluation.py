@@ -137,7 +137,7 @@ def test_an_evaluation_survives_json(evaluation):
 
 def test_an_evaluation_survives_its_file(evaluation, tmp_path):
     path = evaluation.save(tmp_path)
-    assert path == tmp_path / "s.json"
+    assert path == tmp_path / "s_Linf-0.1_d_6_seed3.json"
     assert Evaluation.read(path).to_json() == evaluation.to_json()
 
 

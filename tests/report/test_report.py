@@ -560,7 +560,7 @@ def test_a_damaged_record_is_named_and_the_old_page_stays(three_runs, tmp_path):
     (folder / "recipe.toml").write_text("")
     path = three_runs[0].evaluations[0].save(folder / "records")
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(FileError, match=r"quick\.json is damaged"):
+    with pytest.raises(FileError, match=r"quick\S*\.json is damaged"):
         report([folder], tmp_path / "r.html")
     assert (tmp_path / "r.html").read_bytes() == page
 

@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from bessemer import randomness
 from bessemer.attacks.inputs import check_images, check_labels, check_logits
+from bessemer.errors import ModelError
 
 Model = Callable[[Tensor], Tensor]
 Images = Float[Tensor, "n *shape"]
@@ -41,9 +42,10 @@ class Goal:
         return Goal(self.labels[rows], None if self.target is None else self.target[rows])
 
     def reached(self, logits: Float[Tensor, "n k"]) -> Bool[Tensor, " n"]:
-        """Which images do what the attacker wants."""
+        """Which images do what the attacker wants. NaN is no answer, so it reaches nothing."""
         prediction = logits.argmax(1)
-        return prediction != self.labels if self.target is None else prediction == self.target
+        reached = prediction != self.labels if self.target is None else prediction == self.target
+        return reached & ~logits.isnan().any(1)
 
     def cross_entropy(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
         """The loss an attacker climbs: of the true label, or the negative loss of the target."""
@@ -69,11 +71,12 @@ class Oracle:
     """What an attack may ask of a model, and the count of what it asked, image by image.
 
     forwards, backwards, gradients, zero_gradients: int64 tensors of shape (N,): passes each image was part of, input
-    gradients asked for, and how many of these were all zero in the model's own precision.
+    gradients asked for, and how many of these were all zero in the model's own precision (looked for only when judging:
+    a look makes a GPU wait).
     """
 
-    def __init__(self, model: Model, images: Images, goal: Goal) -> None:
-        self._model, self._goal, self._shape = model, goal, images.shape
+    def __init__(self, model: Model, images: Images, goal: Goal, judging: bool = True) -> None:
+        self._model, self._goal, self._shape, self._judging = model, goal, images.shape, judging
         self.forwards, self.backwards, self.gradients, self.zero_gradients = torch.zeros(
             4, len(images), dtype=torch.int64, device=images.device
         )
@@ -103,29 +106,44 @@ class Oracle:
         x = images.detach().requires_grad_()
         logits = self._ask(x, rows)
         values = objective(self._goal.at(rows), logits)
-        (gradient,) = torch.autograd.grad(values.sum(), x)
-        self._note_zeros(gradient, images, objective, rows)
+        gradient = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
+        if gradient is None:
+            raise ModelError(
+                "the model's logits have no gradient at its images (a detach, a NumPy or an integer step inside?); "
+                "attack it without gradients, or through a differentiable stand-in"
+            )
+        if self._judging:
+            self._note_zeros(gradient, images, objective, rows)
         return gradient, logits.detach(), values.detach()
 
-    def zero_in_float64(self) -> Bool[Tensor, " n"]:
-        """Which images that met an all-zero gradient get one in float64 as well, at that same point.
+    def zero_in_float64(self) -> Float[Tensor, " n"]:
+        """1 for images that met an all-zero gradient and get one in float64 as well, at that same point; 0 for others.
 
-        Asked of a float64 copy of the model; all False where the model is no `nn.Module` and cannot be copied.
+        Asked of a float64 copy of the model; NaN where it cannot be asked, because the model is no `nn.Module`, cannot
+        be copied, or insists on float32 inside.
         """
-        still = torch.zeros_like(self.zero_gradients, dtype=torch.bool)
-        if self._zero_at is None or self._objective is None or not isinstance(self._model, nn.Module):
+        still = torch.zeros_like(self.zero_gradients, dtype=torch.float64)
+        if self._zero_at is None or self._objective is None:
             return still
         rows = self.zero_gradients.nonzero()[:, 0]
-        x = self._zero_at[rows].double().requires_grad_()
-        precise = deepcopy(self._model).double()
-        (gradient,) = torch.autograd.grad(self._objective(self._goal.at(rows), precise(x)).sum(), x)
-        still[rows] = _all_zero(gradient)
+        still[rows] = torch.nan
+        if isinstance(self._model, nn.Module):
+            x = self._zero_at[rows].double().requires_grad_()
+            try:
+                precise = deepcopy(self._model).double()
+                (gradient,) = torch.autograd.grad(self._objective(self._goal.at(rows), precise(x)).sum(), x)
+            except (RuntimeError, TypeError):
+                return still
+            still[rows] = _all_zero(gradient).double()
         return still
 
     def _ask(self, images: Tensor, rows: Rows) -> Tensor:
         logits = self._model(images)
         if not self._answered:
-            check_logits(logits, self._goal.at(rows).labels)
+            goal = self._goal.at(rows)
+            check_logits(logits, goal.labels)
+            if goal.target is not None:
+                check_logits(logits, goal.target)
             self._answered = True
         return logits
 
@@ -203,7 +221,7 @@ class Outcome:
     backwards: Int[Tensor, " n"]
     gradients: Int[Tensor, " n"]
     zero_gradients: Int[Tensor, " n"]
-    zero_in_float64: Bool[Tensor, " n"]
+    zero_in_float64: Float[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -253,8 +271,8 @@ class Attack(ABC):
         """Like a call, with the count of what was asked of the model.
 
         until_success: an image leaves the batch as soon as it is misclassified, which spares most of the work where
-        only verdicts count; and zero gradients are asked again in float64. Evaluation works this way, training never
-        does.
+        only verdicts count; and all-zero gradients are counted, and asked again in float64. Evaluation works this way,
+        training never does.
         """
         check_images(images, self.box)
         check_labels(labels, images)
@@ -268,12 +286,12 @@ class Attack(ABC):
                 originals = originals.clone()
         goal = Goal(labels.long(), None if target is None else target.long())
         with torch.inference_mode(False), torch.enable_grad(), borrowed(model, images.device, seed):
-            oracle = Oracle(model, originals, goal)
+            oracle = Oracle(model, originals, goal, judging=until_success)
             if not len(images):
                 found = originals.clone()
             else:
                 found = self.search(oracle, originals, goal, seed, places, until_success)
-            in_float64 = oracle.zero_in_float64() if until_success else torch.zeros_like(goal.labels, dtype=torch.bool)
+            in_float64 = oracle.zero_in_float64()
         return Outcome(
             found.detach(),
             oracle.forwards,
@@ -307,26 +325,38 @@ def borrowed(model: Model, device: torch.device, seed: int) -> Iterator[None]:
 
     Inside, torch's global random numbers start from `seed`, so that a model that draws some does so repeatably.
     """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [(module, module.training) for module in modules]
-    parameters = [p for p in model.parameters() if p.requires_grad] if isinstance(model, nn.Module) else []
-    buffers = [(b, b.clone(), b._version) for b in model.buffers()] if isinstance(model, nn.Module) else []
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    modes = [(part, part.training) for part in module.modules()]
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    # a model may write into its buffers, or put others in their place
+    places = [(part, dict(part._buffers)) for part in module.modules()]
+    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in module.buffers()]
+    cuda = {tensor.device for tensor in (*module.parameters(), *module.buffers())} | {device}
+    cuda = {place for place in cuda if place.type == "cuda"}
+    with torch.random.fork_rng(devices=list(cuda)):
         try:
-            torch.manual_seed(randomness.subseed(seed, 7))
-            if isinstance(model, nn.Module):
-                model.eval()
+            _seed(randomness.subseed(seed, 7), cuda)
+            module.eval()
             for parameter in parameters:
                 parameter.requires_grad_(False)
             yield
         finally:
-            for module, mode in modes:
-                module.training = mode
+            for part, mode in modes:
+                part.training = mode
             for parameter in parameters:
                 parameter.requires_grad_(True)
+            for part, before in places:
+                part._buffers.update(before)
             with torch.no_grad():
-                for buffer, before, version in buffers:
+                for buffer, content, version in buffers:
                     # an untouched buffer must stay untouched: the caller's own graph may have saved it
                     if buffer._version != version:
-                        buffer.copy_(before)
+                        buffer.copy_(content)
+
+
+def _seed(seed: int, cuda: set[torch.device]) -> None:
+    """Seed the generators of the CPU and of some GPUs; `torch.manual_seed` would reach every other GPU too."""
+    torch.default_generator.manual_seed(seed)
+    for device in cuda:
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

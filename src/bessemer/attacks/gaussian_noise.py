@@ -14,23 +14,31 @@ from torch import Tensor
 from bessemer import randomness
 from bessemer.attacks.attack import Attack, Goal, Images, Oracle
 from bessemer.errors import UsageError
+from bessemer.threat import Threat
 
 
 @dataclass(frozen=True)
 class GaussianNoise(Attack):
     """Independent noise on every pixel, clipped to [0, 1]; the first of `draws` that succeeds, or else the last.
 
-    std: in [0, 1] units; BANG's 100 grey levels are 100/255.
+    std: in [0, 1] units; BANG's 100 grey levels are 100/255. threat: a ball that draws are brought back into, for a
+    fair comparison with an attack of the same size.
     """
 
     std: float
     draws: int = 1
+    threat: Threat | None = None
 
     kind: ClassVar[str] = "random"
 
     def __post_init__(self) -> None:
         if not self.std >= 0 or self.draws < 1:
             raise UsageError(f"GaussianNoise needs std ≥ 0 and at least 1 draw, found {self.std} and {self.draws}")
+
+    @property
+    def box(self) -> tuple[float, float] | None:
+        """The threat's own, where there is one."""
+        return (0.0, 1.0) if self.threat is None else self.threat.box
 
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
@@ -42,7 +50,8 @@ class GaussianNoise(Attack):
             noise = randomness.normal(
                 tuple(images.shape[1:]), randomness.subseed(seed, draw), index[rows], images.dtype
             )
-            candidate = (images[rows] + self.std * noise).clamp(0, 1)
+            candidate = images[rows] + self.std * noise
+            candidate = candidate.clamp(0, 1) if self.threat is None else self.threat.project(candidate, images[rows])
             found[rows] = candidate
             rows = rows[~goal.at(rows).reached(oracle.logits(candidate, rows))]
             if not len(rows):

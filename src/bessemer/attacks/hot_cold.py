@@ -60,17 +60,18 @@ class HotCold(Attack):
                 break
             middle = (low + high) / 2
             candidate = _moved(grey[rows], direction, middle)
-            # both ends of the interval round to the same image as its middle: nothing nearer is left to find
-            done = _same(candidate, _moved(grey[rows], direction, high)) | _same(
-                candidate, _moved(grey[rows], direction, low)
-            )
-            rows, direction, candidate = rows[~done], direction[~done], candidate[~done]
-            low, middle, high = low[~done], middle[~done], high[~done]
-            if not len(rows):
-                break
-            reached = goal.at(rows).reached(oracle.logits(candidate, rows))
-            found[rows[reached]] = candidate[reached]
-            low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
+            # an image that an end of the interval gave already need not be asked about again
+            above = _same(candidate, _moved(grey[rows], direction, high))
+            below = _same(candidate, _moved(grey[rows], direction, low))
+            done = above & below
+            unknown = (~above & ~below).nonzero()[:, 0]
+            if len(unknown):
+                asked = rows[unknown]
+                reached = goal.at(asked).reached(oracle.logits(candidate[unknown], asked))
+                found[asked[reached]] = candidate[unknown][reached]
+                above[unknown] = reached
+            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+            rows, direction, low, high = rows[~done], direction[~done], low[~done], high[~done]
         return found
 
     def _objective(self, goal: Goal, logits: Tensor) -> Tensor:

@@ -66,8 +66,8 @@ def check_logits(logits: Tensor, labels: Tensor, classes: int | None = None) -> 
     if not len(logits):
         return
     values = logits.detach()
-    if torch.isnan(values).any():
-        raise ModelError(f"the model returns NaN for {int(torch.isnan(values).any(1).sum())} of {len(values)} images")
+    if torch.isnan(values).any(1).all():
+        raise ModelError(f"the model returns NaN for each of {len(values)} images")
     if classes is not None and logits.shape[1] != classes:
         raise ModelError(f"the model returns {logits.shape[1]} logits per image, but the data has {classes} classes")
     low, high = (int(value) for value in torch.aminmax(labels))

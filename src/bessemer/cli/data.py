@@ -18,8 +18,9 @@ from bessemer.errors import DataError
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode="rich",
-    help="List, check and download data sets.\n\nThey are looked for in --data-dir, then in $BESSEMER_DATA, then in "
-    "~/.cache/bessemer/data.\n\nExample: bessemer data get mnist",
+    help="List, check and download data sets.\n\n"
+    "[bold]Examples[/bold]\n  bessemer data list\n  bessemer data get mnist\n\n"
+    "They are looked for in --data-dir, then in $BESSEMER_DATA, then in\n~/.cache/bessemer/data.",
 )
 
 Directory = Annotated[
@@ -30,8 +31,9 @@ Directory = Annotated[
 @app.command("list")
 def list_(data_dir: Directory = None) -> None:
     """Every data set: what it is, and where it was found or how to get it."""
-    table = Table("name", "what", "images", "classes", show_edge=False)
-    table.add_column("where", overflow="fold")
+    table = Table(show_edge=False)
+    for column in ("name", "what", "images", "classes", "where"):
+        table.add_column(column, overflow="fold")
     for name, about in data.ABOUT.items():
         table.add_row(
             name,
@@ -45,7 +47,9 @@ def list_(data_dir: Directory = None) -> None:
 
 @app.command()
 def check(
-    name: Annotated[str | None, typer.Argument(help="A data set of `list`; all that are found, if left out.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="A data set of `list`; all that are found, if left out.")
+    ] = None,
     data_dir: Directory = None,
 ) -> None:
     """Load data sets and compare them with what is published: counts, means and deviations, digests where they exist.
@@ -73,7 +77,7 @@ def check(
 
 @app.command()
 def get(
-    name: Annotated[str, typer.Argument(help="mnist or cifar10.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="mnist or cifar10.")],
     data_dir: Directory = None,
 ) -> None:
     """Download a data set from its publisher, unless it is here already, and check it.

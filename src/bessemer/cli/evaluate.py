@@ -2,57 +2,80 @@
 
 from __future__ import annotations
 
+import math
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
 from bessemer import data as sources
 from bessemer import evaluation, training
+from bessemer.cli.options import DataDir, Device
 from bessemer.cli.progress import evaluation_bar, progress
 from bessemer.data import Dataset
-from bessemer.errors import UsageError
+from bessemer.errors import ThreatError, UsageError
 from bessemer.records import Evaluation
 from bessemer.threat import Threat, parse
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(help="A run's folder, made by `bessemer train`.")],
-    suite: Annotated[str | None, typer.Option(help="quick, bang, …; the recipe's unless given.")] = None,
-    threat: Annotated[str | None, typer.Option(help="Linf:8/255, L2:0.5, L1:12; the recipe's unless given.")] = None,
-    data: Annotated[str | None, typer.Option(help="Another data set than the recipe's.")] = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="Only the first so many test images.")] = None,
-    seed: Annotated[int, typer.Option(help="Of random starts.")] = 0,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    data_dir: Annotated[Path | None, typer.Option(help="Where data sets are looked for first.")] = None,
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, made by `bessemer train`.")],
+    suite: Annotated[
+        str | None, typer.Option(metavar="SUITE", help="quick, bang, …; the recipe's unless given.")
+    ] = None,
+    threat: Annotated[
+        str | None, typer.Option(metavar="NORM:EPS", help="Linf:8/255, L2:0.5, L1:12; the recipe's unless given.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Another data set than the recipe's (folder:PATH for your own).")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N test images.")] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Of random starts.")] = 0,
+    device: Device = "cpu",
+    data_dir: DataDir = None,
 ) -> None:
     """Attack a trained network with every attack of a suite, on test images.
 
-    bessemer evaluate runs/bang-digits
+    [bold]Examples[/bold]
+      bessemer evaluate runs/bang-digits
+      bessemer evaluate runs/bang-lenet-mnist --suite bang --samples 1000
+      bessemer evaluate runs/digits --suite quick --threat L2:0.5
 
-    bessemer evaluate runs/bang-lenet-mnist --suite bang --samples 1000
-
-    bessemer evaluate runs/digits --suite quick --threat L2:0.5
+    A verdict per image and attack is kept in RUN/records.
     """
     model: Any = training.load(run, device)
     judging = model.recipe.evaluation
-    chosen = parse(threat) if threat is not None else judging.threat
+    chosen = _threat(threat) if threat is not None else judging.threat
     dataset = images_for(model, data, data_dir)
     found = evaluated(model, dataset, suite or judging.suite, chosen, run, samples=samples, seed=seed)
-    print_table(found)
-    Console().print(f"\nNext: bessemer report {run}", markup=False, soft_wrap=True)
+    try:
+        found.save(run / "records")
+    finally:  # a full disk shall not cost what was found
+        print_table(found)
+    Console().print(f"\nNext: {shlex.join(['bessemer', 'report', str(run)])}", markup=False, soft_wrap=True)
 
 
 def images_for(model: Any, name: str | None = None, data_dir: Path | None = None) -> Dataset:
     """The data set of a run's recipe, or the one that is named, which must fit the model."""
     own, settings = model.recipe.data
-    dataset = sources.load(name, data_dir) if name and name != own else sources.load(own, data_dir, **settings)
+    if name is None or name == own:
+        dataset = sources.load(own, data_dir, **settings)
+    else:
+        name, _, path = name.partition(":")
+        dataset = sources.load(name, data_dir, **({"path": path} if path else {}))
     if dataset.image_shape != model.image_shape:
         raise UsageError(
             f"the model takes images of shape {model.image_shape}, but {dataset.name} has {dataset.image_shape}; "
+            f"choose another --data, such as {own}"
+        )
+    if len(dataset.classes) != model.classes:
+        raise UsageError(
+            f"the model tells {model.classes} classes apart, but {dataset.name} has {len(dataset.classes)}; "
             f"choose another --data, such as {own}"
         )
     return dataset
@@ -68,35 +91,30 @@ def evaluated(
     samples: int | None = None,
     seed: int = 0,
 ) -> Evaluation:
-    """Evaluate with a progress bar, and write the records into the run."""
+    """What an evaluation of a run finds, with a progress bar meanwhile."""
+    name = run.resolve().name
     with progress() as bars:
-        show = evaluation_bar(bars, f"{run.name}: {suite}")
-        found = evaluation.evaluate(
-            model, dataset, suite, threat, samples=samples, seed=seed, name=run.resolve().name, watch=show
-        )
-    found.save(run / "records")
-    return found
+        show = evaluation_bar(bars, f"{name}: {suite}")
+        return evaluation.evaluate(model, dataset, suite, threat, samples=samples, seed=seed, name=name, watch=show)
 
 
 def print_table(found: Evaluation) -> None:
     """The summary as a table, and the doubts in words."""
-    console = Console()
-    table = Table(
-        title=f"{found.model} under {found.suite}{f' at {found.threat}' if found.threat else ''}, {len(found)} images"
-    )
-    table.add_column("attack")
-    for column in ("right %", "95 % interval", "turned %"):
-        table.add_column(column, justify="right")
+    console = Console(highlight=False)
+    threat = f" at {found.threat}" if found.threat else ""
+    images = f"{len(found):,} image{'s' if len(found) > 1 else ''}"
+    title = escape(f"{found.model} under {found.suite}{threat}, {images}")
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table.add_column("attack", overflow="fold")
     with_pass = found.suite == "bang"
-    if with_pass:
-        table.add_column("PASS", justify="right")
-        table.add_column("Linf, grey levels", justify="right")
+    for column in ("right %", "95 %\ninterval", "turned %", *(("PASS", "Linf,\ngrey levels") if with_pass else ())):
+        table.add_column(column, justify="right", overflow="fold")  # a narrow terminal shall not cut figures off
     for row in found.summary():
         low, high = row["interval"]
         cells = [row["attack"], f"{100 * row['accuracy']:.1f}", f"{100 * low:.1f} – {100 * high:.1f}"]
-        cells.append(f"{100 * row['success_rate']:.2f}" if "success_rate" in row else "")
+        cells.append(f"{100 * row['success_rate']:.2f}" if row.get("success_rate", math.nan) >= 0 else "")
         if with_pass and "pass_score" in row:
-            cells += ["{:.4f} ± {:.4f}".format(*row["pass_score"]), "{:.2f} ± {:.2f}".format(*row["linf_grey_levels"])]
+            cells += [_spread(row["pass_score"], 4), _spread(row["linf_grey_levels"], 2)]
         table.add_row(*cells)
     console.print(table)
     for finding in found.findings:
@@ -107,3 +125,17 @@ def print_table(found: Evaluation) -> None:
                 markup=False,
                 soft_wrap=True,
             )
+
+
+def _threat(text: str) -> Threat:
+    """The threat of `--threat`; a radius that cannot be meant is wrong use."""
+    try:
+        return parse(text)
+    except (ThreatError, UsageError) as problem:
+        raise UsageError(f"--threat {text!r}: {problem}") from problem
+
+
+def _spread(found: tuple[float, float], digits: int) -> str:
+    """Mean and deviation; nothing where no image was produced."""
+    mean, deviation = found
+    return "" if math.isnan(mean) else f"{mean:.{digits}f} ± {deviation:.{digits}f}"

@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 import torch
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from bessemer.cli import data, demo, evaluate, listing, report, reproduce, train
+from bessemer.cli.options import Interrupted
 from bessemer.errors import BessemerError
+
+
+class _Commands(TyperGroup):
+    """Commands of which Ctrl-C is answered with a sentence."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("interrupted; what was written before is whole") from None
+
 
 app = typer.Typer(
     name="bessemer",
+    cls=_Commands,
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Start with [bold]bessemer demo[/bold]: three networks, two minutes, one page.",
 )
 app.command()(demo.demo)
@@ -24,8 +40,8 @@ app.command()(train.train)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.command()(reproduce.reproduce)
-app.add_typer(data.app, name="data")
 app.command("list")(listing.listing)
+app.add_typer(data.app, name="data")
 
 
 @app.callback()
@@ -35,15 +51,16 @@ def _about() -> None:
 
 def main() -> None:
     """Run the command line; what Bessemer refuses becomes one sentence and an exit code."""
-    torch.set_flush_denormal(True)  # before torch starts its threads, see bessemer.denormals
+    torch.set_flush_denormal(True)  # before torch starts its threads, see bessemer.arithmetic
     try:
         app()
     except BessemerError as problem:
-        # plain text: a path or an array in a message is no markup
-        Console(stderr=True).print(
-            f"bessemer: {problem}", style="bold red", markup=False, highlight=False, soft_wrap=True
-        )
-        sys.exit(problem.exit_code)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("bessemer: interrupted", style="bold red")
-        sys.exit(130)
+        _leave(str(problem), problem.exit_code)
+    except OSError as problem:  # of a place that no command expected to be touched, standard output included
+        _leave(f"{problem.filename or 'standard output'}: {problem.strerror or problem}", 1)
+
+
+def _leave(sentence: str, exit_code: int) -> None:
+    # plain text: a path or an array in a message is no markup
+    Console(stderr=True).print(f"bessemer: {sentence}", style="bold red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(exit_code)

@@ -15,8 +15,8 @@ from bessemer.training import Moment
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """Room for bars on standard error."""
-    with Progress(
+    """Room for bars on standard error; nothing is shown, not even an empty line, until the first bar moves."""
+    bars = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         MofNCompleteColumn(),
@@ -25,8 +25,12 @@ def progress() -> Iterator[Progress]:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-    ) as bars:
+    )
+    try:
         yield bars
+    finally:
+        if bars.live.is_started:
+            bars.stop()
 
 
 def training_bar(bars: Progress, name: str) -> Callable[[Moment], None]:
@@ -37,6 +41,7 @@ def training_bar(bars: Progress, name: str) -> Callable[[Moment], None]:
         loss = "…" if math.isnan(moment.loss) else f"{moment.loss:.4f}"
         accuracy = "…" if math.isnan(moment.accuracy) else f"{100 * moment.accuracy:.2f} %"
         note = f"loss {loss}  accuracy {accuracy}"
+        bars.start()
         bars.update(task, completed=moment.iteration, total=moment.iterations, note=note, visible=True)
 
     return show
@@ -47,6 +52,7 @@ def evaluation_bar(bars: Progress, name: str) -> Callable[[Stage], None]:
     task = bars.add_task(name, total=None, note="", visible=False)
 
     def show(stage: Stage) -> None:
+        bars.start()
         bars.update(task, completed=stage.done, total=stage.total or None, note=stage.attack, visible=True)
 
     return show

@@ -8,25 +8,30 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from bessemer.cli.options import DataDir
 from bessemer.cli.progress import evaluation_bar, progress, training_bar
 from bessemer.errors import unknown
 from bessemer.papers import EXPERIMENTS
 
 
 def reproduce(
-    name: Annotated[str, typer.Argument(help="bang-table1")],
-    scale: Annotated[str, typer.Option(help="smoke (seconds) or full (the paper's size).")] = "full",
-    runs: Annotated[Path | None, typer.Option(help="Where its networks go; runs/NAME-SCALE unless given.")] = None,
-    out: Annotated[Path, typer.Option(help="Where the result goes.")] = Path("results"),
-    data_dir: Annotated[Path | None, typer.Option(help="Where data sets are looked for first.")] = None,
+    name: Annotated[str, typer.Argument(metavar="NAME", help=f"{', '.join(EXPERIMENTS)}.")],
+    scale: Annotated[str, typer.Option(metavar="SCALE", help="smoke (seconds) or full (the paper's size).")] = "full",
+    runs: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where its networks go; runs/NAME-SCALE unless given.")
+    ] = None,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the result goes.")] = Path("results"),
+    data_dir: DataDir = None,
 ) -> None:
     """Do a paper's experiment again and say which of its claims held.
 
-    bessemer reproduce bang-table1 --scale smoke
+    [bold]Example[/bold]
+      bessemer reproduce bang-table1 --scale smoke
 
-    A stopped reproduction goes on where it was when it is called again.
+    What is stopped goes on where it was when the same command is given again.
     """
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
@@ -36,9 +41,9 @@ def reproduce(
     path = result.write(out)
     table = Table(title=f"{name}, {scale}")
     for column in ("held", "claim", "here", "published"):
-        table.add_column(column)
+        table.add_column(column, overflow="fold")
     for claim in result.claims:
-        table.add_row("yes" if claim.holds else "NO", claim.text, claim.value, claim.published)
+        table.add_row("yes" if claim.holds else "NO", *map(escape, (claim.text, claim.value, claim.published)))
     console = Console()
     console.print(table)
-    console.print(f"Wrote {path}", markup=False, soft_wrap=True)
+    console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)

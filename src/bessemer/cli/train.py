@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,37 +15,49 @@ from rich.console import Console
 from torch import nn
 
 from bessemer import training
+from bessemer.cli.options import DataDir, Device, Interrupted
 from bessemer.cli.progress import progress, training_bar
+from bessemer.errors import unknown
+from bessemer.evaluation import SUITES
 from bessemer.training import Moment, Recipe
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A shipped recipe (see `bessemer list recipes`) or a .toml file.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A name that `bessemer list recipes` shows, or a .toml file.")
+    ],
     set_: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as method.beta=1.2.")
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a setting; may be repeated.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run's folder; runs/RECIPE unless given.")] = None,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="The run's folder; runs/RECIPE unless given.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint.")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, …")] = "cpu",
-    data_dir: Annotated[Path | None, typer.Option(help="Where data sets are looked for first.")] = None,
+    device: Device = "cpu",
+    data_dir: DataDir = None,
 ) -> None:
     """Train a network as a recipe says.
 
-    bessemer train bang-digits
+    [bold]Examples[/bold]
+      bessemer train bang-digits
+      bessemer train bang-lenet-mnist --set method.epsilon=0.815 --out runs/b1
+      bessemer train my-own.toml --set training.iterations=500 --set seed=1
 
-    bessemer train bang-lenet-mnist --set method.epsilon=0.815 --out runs/b1
+    A run's recipe.toml shows every setting there is; copy it to write your own.
 
-    Ctrl-C (or a kill) loses nothing: [bold]--resume[/bold] goes on, and ends in the same weights, bit for bit.
+    Ctrl-C (or a kill) loses nothing: [bold]--resume[/bold] goes on, and ends in the same
+    weights, bit for bit.
     """
     chosen = Recipe.named(recipe, set_ or [])
+    if chosen.evaluation.suite not in SUITES:  # what no recipe can know: training does not know evaluation
+        raise unknown("evaluation.suite", chosen.evaluation.suite, SUITES)
     folder = out or Path("runs") / chosen.name
     _, interrupted = trained(chosen, folder, resume=resume, device=device, data_dir=data_dir)
-    console = Console()
     if interrupted:
-        again = f"bessemer train {recipe}" + "".join(f" --set {change}" for change in set_ or [])
-        console.print(f"Stopped and saved. Go on with: {again} --out {folder} --resume", markup=False, soft_wrap=True)
-        raise typer.Exit(130)
-    console.print(f"Trained into {folder}. Next: bessemer evaluate {folder}", markup=False, soft_wrap=True)
+        again = ["bessemer", "train", recipe, *(f"--set={change}" for change in set_ or []), "--out", str(folder)]
+        again += ["--device", device] if device != "cpu" else []
+        again += ["--data-dir", str(data_dir)] if data_dir else []
+        raise Interrupted(f"stopped and saved; go on with: {shlex.join(again)} --resume")
+    next_ = shlex.join(["bessemer", "evaluate", str(folder)])
+    Console().print(f"Trained into {folder}. Next: {next_}", markup=False, highlight=False, soft_wrap=True)
 
 
 def trained(

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from bessemer import data as sources
+from bessemer.arithmetic import exact, flushed
 from bessemer.attacks import Attack, Outcome, borrowed, check_images, check_logits
 from bessemer.attacks.attack import Model
 from bessemer.data import Dataset, Split
-from bessemer.denormals import flushed
-from bessemer.errors import UsageError
+from bessemer.errors import ModelError, UsageError
 from bessemer.evaluation import suites
 from bessemer.evaluation.masking import findings
 from bessemer.evaluation.similarity import similarity
@@ -46,6 +46,7 @@ class Stage:
 
 
 @flushed()  # what is zero only because of that is told apart in float64
+@exact()
 def evaluate(
     model: Model,
     data: Pairs,
@@ -71,6 +72,8 @@ def evaluate(
     """
     if samples is not None and samples < 1:
         raise UsageError(f"samples should be at least 1, found {samples}")
+    if batch_size < 1:
+        raise UsageError(f"batch_size should be at least 1, found {batch_size}")
     chosen = suites.named(suite, threat)
     names = list(data.classes) if isinstance(data, Dataset) else list(classes)
     judge = _Judge(model, chosen, seed, len(names) or None, watch)
@@ -92,7 +95,11 @@ def evaluate(
         attacks=judge.rows(),
         curves=judge.curves(threat),
         gallery=judge.gallery,
-        notes={"predictions_that_change": judge.changing, "pass_not_aligned": judge.not_aligned},
+        notes={
+            "predictions_that_change": judge.changing,
+            "answers_not_a_number": judge.not_a_number,
+            **({"pass_not_aligned": judge.not_aligned} if chosen.pass_scores else {}),
+        },
         provenance=provenance(
             seed=seed,
             seconds=round(time.monotonic() - began, 1),
@@ -112,10 +119,13 @@ class _Judge:
         self, model: Model, suite: Suite, seed: int, classes: int | None, watch: Callable[[Stage], None]
     ) -> None:
         self.model, self.suite, self.seed, self.watch = model, suite, seed, watch
-        parameters = model.parameters() if isinstance(model, nn.Module) else iter(())
-        self.device: torch.device | None = next((parameter.device for parameter in parameters), None)
+        weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+        self.device = None if weight is None else weight.device
+        self.dtype = torch.float32 if weight is None else weight.dtype
+        if self.dtype in (torch.float16, torch.bfloat16):
+            raise ModelError(f"the model's weights are {self.dtype}, but verdicts need full precision: model.float()")
         self.expected_classes, self.classes = classes, 0
-        self.count = self.changing = self.not_aligned = 0
+        self.count = self.changing = self.not_aligned = self.not_a_number = 0
         self.labels: list[Any] = []
         self.predictions: list[Any] = []
         self.gallery: list[Exhibit] = []
@@ -127,7 +137,7 @@ class _Judge:
     def batch(self, images: Tensor, labels: Tensor, total: int) -> None:
         """Judge one batch under every attack."""
         self.device = self.device or images.device
-        images, labels = images.to(self.device), labels.to(self.device)
+        images, labels = images.to(self.device, self.dtype), labels.to(self.device)
         index = torch.arange(self.count, self.count + len(images), device=self.device)
         prediction = self._predict(images, labels)
         exhibited = self._exhibited(labels, prediction)
@@ -150,6 +160,8 @@ class _Judge:
         with torch.no_grad(), borrowed(self.model, images.device, self.seed):
             logits = self.model(images)
             check_logits(logits, labels, self.expected_classes)
+            if broken := int(logits.isnan().any(1).sum()):
+                raise ModelError(f"the model returns NaN for {broken} of {len(logits)} unattacked images")
             again = self.model(images)
         self.classes = logits.shape[1]
         self.changing += int((logits.argmax(1) != again.argmax(1)).sum())
@@ -168,16 +180,20 @@ class _Judge:
             threat.require(part.images, images[right])
         elif len(right):
             check_images(part.images)
-        full = {"images": images.clone()}
+        full: dict[str, Tensor] = {"images": images.clone()}
         for column in ("forwards", "backwards", "gradients", "zero_gradients", "zero_in_float64"):
             values: Tensor = getattr(part, column)
             full[column] = values.new_zeros(len(images))
             full[column][right] = values
         full["images"][right] = part.images
         verdict = prediction.clone()
-        with torch.no_grad(), borrowed(self.model, images.device, self.seed):
-            if len(right):
-                verdict[right] = self.model(part.images).argmax(1)
+        if len(right):
+            with torch.no_grad(), borrowed(self.model, images.device, self.seed):
+                logits = self.model(part.images)
+            # NaN is no answer: it is told, and not counted as a success of the attack
+            broken = logits.isnan().any(1)
+            self.not_a_number += int(broken.sum())
+            verdict[right] = torch.where(broken, labels[right], logits.argmax(1))
         return Outcome(**full), verdict
 
     def _file(
@@ -267,7 +283,7 @@ class _Judge:
                 name=name,
                 attack=repr(attack),
                 kind=attack.kind,
-                threat=str(getattr(attack, "threat", "")),
+                threat=str(getattr(attack, "threat", None) or ""),
                 columns={
                     column: np.concatenate([part[column].cpu().numpy().astype(kind) for part in self._columns[name]])
                     for column, kind in COLUMNS.items()
@@ -298,8 +314,8 @@ def radii(threat: Threat) -> list[float]:
     """Where a curve is measured: multiples of the threat's radius, and for Linf 0.5, which turns any image grey."""
     values = [0.0, *(multiple * threat.eps for multiple in MULTIPLES)]
     if isinstance(threat, Linf) and threat.box is not None:
-        values = [value for value in values if value < 0.5] + [0.5]
-    return values
+        values = [value for value in values if value < 0.5 or value == threat.eps] + [0.5]
+    return sorted(set(values))
 
 
 def _length(data: Pairs, samples: int | None) -> int:

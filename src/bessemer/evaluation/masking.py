@@ -14,15 +14,17 @@ import numpy as np
 from scipy.stats import binomtest
 
 from bessemer.records import AttackRows, Curve, Evaluation, Finding, Share
+from bessemer.threat import parse
 
 POINT = 0.01
 SIGNIFICANT = 0.01
 MARGIN = ", margin loss"  # the suites' name for the twin of an attack whose loss cannot underflow
+NOISE = "noise"  # and for random draws from the same ball
 
 
 def findings(evaluation: Evaluation) -> list[Finding]:
     """Everything that was looked for, found or not, the doubts first."""
-    found = [_repeatable(evaluation)]
+    found = [_repeatable(evaluation), _numbers(evaluation)]
     found += [_zero_gradients(evaluation, rows) for rows in evaluation.attacks if rows["gradients"].any()]
     names = [rows.name for rows in evaluation.attacks]
     found += [_scale_free(evaluation, name) for name in names if name + MARGIN in names]
@@ -31,7 +33,10 @@ def findings(evaluation: Evaluation) -> list[Finding]:
     if "FGS" in names and "HC1" in names:
         found.append(_logits_beat_loss(evaluation))
     found += [_climbing(evaluation, rows) for rows in evaluation.attacks if rows.name.startswith("PGD")]
-    found += [_large_budget(curve) for curve in evaluation.curves if _is_large(curve)]
+    found += [_no_help(evaluation, curve) for curve in evaluation.curves if _widens(evaluation, curve)]
+    found += [_large_budget(evaluation, curve) for curve in evaluation.curves if _is_large(curve)]
+    if NOISE in names:
+        found += [_noise(evaluation, name) for name in names if name.startswith("PGD")]
     rank = {"doubt": 0, "note": 1, "trust": 2}
     return sorted(found, key=lambda finding: rank[finding.verdict])
 
@@ -59,14 +64,28 @@ def _repeatable(evaluation: Evaluation) -> Finding:
     )
 
 
+def _numbers(evaluation: Evaluation) -> Finding:
+    broken = int(evaluation.notes.get("answers_not_a_number", 0))
+    return Finding(
+        name="answers are numbers",
+        verdict="doubt" if broken else "trust",
+        figure=f"{broken} attacked images made the model answer NaN",
+        meaning="NaN is no answer; these images count as standing, which they may not be."
+        if broken
+        else "The model answers every attacked image with numbers.",
+        advice="Look for a division or a logarithm that the attack drove out of its range." if broken else "",
+    )
+
+
 def _zero_gradients(evaluation: Evaluation, rows: AttackRows) -> Finding:
     single, double = evaluation.zero_gradient_share(rows.name), evaluation.zero_in_float64_share(rows.name)
     verdict = "doubt" if single.value >= POINT else "note" if single.count else "trust"
+    in_float64 = f"{_percent(double)} also in float64" if double.total else "float64 could not be asked"
     return Finding(
         name="zero gradients",
         verdict=verdict,
         figure=f"{_percent(single)} of correctly classified images met an all-zero input gradient in float32, "
-        f"{_percent(double)} also in float64",
+        f"{in_float64}",
         meaning="An attack that follows a gradient of exactly zero goes nowhere: these images count as robust without "
         "having been attacked. Where float64 still has a gradient, the softmax underflowed; the network is confident, "
         "not robust."
@@ -82,7 +101,7 @@ def _scale_free(evaluation: Evaluation, name: str) -> Finding:
     better, gain = beats(evaluation, twin, name)
     verdict, meaning, advice = (
         "trust",
-        "Both losses lead to the same answer, as they should where gradients can be followed.",
+        "The margin loss does not find significantly more than cross-entropy.",
         "",
     )
     if better:
@@ -124,7 +143,7 @@ def _one_step(evaluation: Evaluation, name: str) -> Finding:
         f"{_percent(evaluation.robust_accuracy(name))}",
         meaning=f"A single step turns {100 * gain:.1f} points more images than many: the longer attack is led astray."
         if better
-        else "Many steps find at least what one step finds.",
+        else "One step does not turn significantly more images than many.",
         advice="Try more restarts, another loss, and an attack without gradients." if better else "",
         attack=name,
     )
@@ -143,7 +162,7 @@ def _logits_beat_loss(evaluation: Evaluation) -> Finding:
             "The logits' ray leads further than the loss's, without any hidden gradient: one ray is a weak attack."
         )
     else:
-        meaning = "The direction of the loss leads as far as that of the logits."
+        meaning = "The direction of the logits does not turn significantly more images."
     return Finding(
         name="logits beat the loss",
         verdict="doubt" if blinded else "note" if better else "trust",
@@ -160,7 +179,7 @@ def _climbing(evaluation: Evaluation, rows: AttackRows) -> Finding:
     fallen = evaluation.right & ~evaluation.survivors(rows.name)
     budget = int(rows["forwards"].max(initial=0))
     late = Share(int((fallen & (rows["forwards"] > 0.75 * budget)).sum()), int(evaluation.right.sum()))
-    climbing = late.value >= 2 * POINT
+    climbing = late.value >= 2 * POINT and bool(evaluation.survivors(rows.name).any())
     return Finding(
         name="still climbing at the end",
         verdict="note" if climbing else "trust",
@@ -177,20 +196,59 @@ def _is_large(curve: Curve) -> bool:
     return curve.norm == "Linf" and 0.5 <= max(curve.eps) < 1
 
 
-def _large_budget(curve: Curve) -> Finding:
+def _large_budget(evaluation: Evaluation, curve: Curve) -> Finding:
+    # a grey image can be right for one class at most
+    chance = int(np.bincount(evaluation.label[: curve.total]).max()) / curve.total
     left = Share(curve.robust[-1], curve.total)
-    masked = left.value > POINT
+    masked = left.value > chance + POINT
     return Finding(
-        name="a radius of 0.5 leaves nothing",
+        name="a radius of 0.5 leaves chance",
         verdict="doubt" if masked else "trust",
-        figure=f"{_percent(left)} of images stand at Linf {max(curve.eps):g}, where every image can be turned grey",
-        meaning="No network can be right about a grey image, so the attack is not finding what is there."
+        figure=f"{_percent(left)} of images stand at Linf {max(curve.eps):g}, where every image can be turned grey; "
+        f"always answering the commonest class would leave {100 * chance:.1f} %",
+        meaning="A grey image is right for one class at most, so the attack is not finding what is there."
         if masked
-        else "With a budget that makes every image grey, nothing stands, as it must be.",
+        else "With a budget that makes every image grey, no more than chance is left, as it must be.",
         advice="Look at zero gradients, then try the margin loss, restarts, and an attack without gradients."
         if masked
         else "",
         attack=curve.attack,
+    )
+
+
+def _widens(evaluation: Evaluation, curve: Curve) -> bool:
+    return bool(evaluation.threat) and 0 < parse(evaluation.threat).eps < max(curve.eps)
+
+
+def _no_help(evaluation: Evaluation, curve: Curve) -> Finding:
+    radius = parse(evaluation.threat).eps
+    wider = min((eps for eps in curve.eps if eps >= 1.999 * radius), default=max(curve.eps))
+    one, two = (Share(curve.robust[curve.eps.index(eps)], curve.total) for eps in (radius, wider))
+    stuck = one.value >= 5 * POINT and one.value - two.value < POINT
+    return Finding(
+        name="a larger radius helps",
+        verdict="doubt" if stuck else "trust",
+        figure=f"{_percent(one)} stand at the radius, {_percent(two)} at {wider / radius:.3g} times the radius",
+        meaning="More room turns no more images: the attack is not limited by its ball but by its gradients."
+        if stuck
+        else "With more room the attack turns more images, or nothing was left to turn.",
+        advice="Look at zero gradients, and try an attack without gradients." if stuck else "",
+        attack=curve.attack,
+    )
+
+
+def _noise(evaluation: Evaluation, name: str) -> Finding:
+    better, gain = beats(evaluation, NOISE, name)
+    return Finding(
+        name="noise beats the attack",
+        verdict="doubt" if better else "trust",
+        figure=f"random draws leave {_percent(evaluation.robust_accuracy(NOISE))} standing, {name} "
+        f"{_percent(evaluation.robust_accuracy(name))}",
+        meaning=f"Shaking the pixels turns {100 * gain:.1f} points more images than following the gradient."
+        if better
+        else "Random draws from the same ball do not turn significantly more images than the attack.",
+        advice="The gradients do not lead anywhere; use attacks without gradients." if better else "",
+        attack=name,
     )
 
 

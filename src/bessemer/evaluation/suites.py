@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bessemer.attacks import FGSM, PGD, Attack, FGSLine, HotCold
+from bessemer.attacks import FGSM, PGD, Attack, FGSLine, GaussianNoise, HotCold
 from bessemer.errors import UsageError, unknown
 from bessemer.threat import Threat
 
@@ -26,11 +26,16 @@ class Suite:
 
 
 def quick(threat: Threat | None) -> Suite:
-    """FGSM and PGD-20, and PGD-20 on the margin loss, which no underflow of the softmax can blind."""
+    """Ten random draws, FGSM, PGD-20, and PGD-20 on the margin loss, which no underflow of the softmax can blind."""
     if threat is None:
         raise UsageError("the suite quick needs a threat, such as Linf:8/255")
     margin = "PGD-20, margin loss"
-    attacks = {"FGSM": FGSM(threat), "PGD-20": PGD(threat, steps=20), margin: PGD(threat, steps=20, loss="margin")}
+    attacks = {
+        "noise": GaussianNoise(threat.eps, draws=10, threat=threat),
+        "FGSM": FGSM(threat),
+        "PGD-20": PGD(threat, steps=20),
+        margin: PGD(threat, steps=20, loss="margin"),
+    }
     return Suite("quick", attacks, curve=margin)
 
 

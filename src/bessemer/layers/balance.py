@@ -31,7 +31,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from bessemer.errors import BalanceError
@@ -47,13 +47,19 @@ LINEAR_LAYERS = (
 )
 
 
-def rates(norms: Float[Tensor, " n"], beta: float, epsilon: float | Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+def rates(
+    norms: Float[Tensor, " n"],
+    beta: float,
+    epsilon: float | Float[Tensor, " n"],
+    largest: Float[Tensor, ""] | None = None,
+) -> Float[Tensor, " n"]:
     """How much each sample's part of one layer's weight gradient is scaled: beta eta_i (equations 3 and 4).
 
     The largest stays as it is, small ones are raised to about r ** (1 - epsilon) of it. A sample without gradient adds
-    nothing whatever its rate; 1 keeps 0/0 out of the way back.
+    nothing whatever its rate; 1 keeps 0/0 out of the way back. largest: the largest norm of a batch of which `norms`
+    are only a part.
     """
-    r = norms / norms.max()
+    r = norms / (norms.max() if largest is None else largest)
     eta = torch.exp(-epsilon * (1 - r) * torch.log(r))
     return (beta * eta).where(norms > 0, 1.0)
 
@@ -64,6 +70,7 @@ class _Shared:
 
     batch: int = -1  # how many samples the model was called with
     probes: list[Tensor] = field(default_factory=list)  # see `report_misclassified`
+    group: Any = None  # the processes that share a batch, where there are several
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ class _In(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, rate: Tensor) -> tuple[Tensor, None]:
-        return gradient * _column(rate.reciprocal(), gradient).to(gradient.dtype), None
+        precise = _precise(gradient)  # the reciprocal of a large rate is zero in half precision
+        return (precise * _column(rate.reciprocal(), precise).to(precise.dtype)).to(gradient.dtype), None
 
 
 class _Out(torch.autograd.Function):
@@ -100,28 +108,32 @@ class _Out(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(y: Tensor, token: Tensor, beta: float, epsilon: float, misclassified: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        y: Tensor, token: Tensor, beta: float, epsilon: float, misclassified: float, group: Any
+    ) -> tuple[Tensor, Tensor]:
         # not y itself nor a view of it: an in-place ReLU may follow, and autograd forbids that on a view
         return y.detach(), torch.zeros_like(token)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, _, ctx.beta, ctx.epsilon, ctx.misclassified = inputs
+        _, _, ctx.beta, ctx.epsilon, ctx.misclassified, ctx.group = inputs
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, wrong: Tensor) -> tuple[Tensor | None, ...]:
+        if not len(gradient):
+            return gradient, torch.zeros_like(wrong), None, None, None, None
         epsilon: float | Tensor = ctx.epsilon
         if ctx.misclassified != 1:
             epsilon = ctx.epsilon * (1 + (ctx.misclassified - 1) * wrong)
         # each sample's own largest magnitude goes out before squaring: the square of 1e-23 is zero in float32
-        precise = gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
+        precise = _precise(gradient)
         dimensions = tuple(range(1, gradient.dim()))
         largest = torch.maximum(precise.amax(dimensions, keepdim=True), -precise.amin(dimensions, keepdim=True))
         unit = precise / largest.clamp_min(torch.finfo(precise.dtype).tiny)
         norms = torch.linalg.vector_norm(unit, dim=dimensions).double() * largest.flatten().double()
-        rate = rates(norms, ctx.beta, epsilon)
+        rate = rates(norms, ctx.beta, epsilon, None if ctx.group is None else _global_maximum(norms, ctx.group))
         balanced = unit.mul_((largest.double() * _column(rate, largest)).to(unit.dtype))
-        return balanced.to(gradient.dtype), rate, None, None, None
+        return balanced.to(gradient.dtype), rate, None, None, None, None
 
 
 class _Report(torch.autograd.Function):
@@ -167,8 +179,13 @@ class _Balanced:
         bias: Tensor | None = self.bias  # type: ignore[attr-defined]
         apart = bias is not None and not rule.bias
         y = _without_bias(self, x) if apart else layer.forward(x)
-        y, probe = _Out.apply(y, token, rule.beta, rule.epsilon, rule.misclassified)
+        y, probe = _Out.apply(y, token, rule.beta, rule.epsilon, rule.misclassified, shared.group)
         if rule.misclassified != 1:
+            if shared.batch < 0:
+                raise BalanceError(
+                    f"{rule.name} was called by itself, but with a factor for misclassified samples the balanced model "
+                    "must be called as a whole"
+                )
             shared.probes.append(probe)
         if bias is not None and apart:
             y = y + (bias if isinstance(self, nn.Linear) else bias.view(-1, *[1] * (y.dim() - 2)))
@@ -269,6 +286,9 @@ def balance(
     Only training is touched: in evaluation mode, without gradients, and for frozen weights (inside attacks) the model
     computes what it always did. Returns a handle that takes balancing off again.
 
+    Where torch.distributed is initialised, the maximum is taken over the global batch (each process must hold as many
+    samples), in a process group of its own: call `balance` in every process.
+
     Raises `BalanceError` where a layer cannot be balanced, is balanced already, or nothing is there to balance; and, in
     the forward pass, where a layer's rows are not the model's samples.
     """
@@ -288,6 +308,13 @@ def balance(
             continue
         if isinstance(module, _Balanced):
             raise BalanceError(f"{name or 'the model'} is balanced already; call remove() on the first handle")
+        if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+            raise BalanceError(f"{name or 'the model'} has no weights yet; call the model once before balancing it")
+        if not bias and type(module).forward not in {kind.forward for kind in LINEAR_LAYERS}:
+            raise BalanceError(
+                f"{name or 'the model'} is a {type(module).__name__} with a forward pass of its own, so its bias "
+                "cannot be left out; balance it with bias=True"
+            )
         if layer_beta < 0 or layer_epsilon < 0 or misclassified < 0:
             raise BalanceError(
                 f"beta, epsilon and the factor for misclassified samples cannot be negative, "
@@ -297,7 +324,8 @@ def balance(
         rules[name] = _Rule(name, layer_beta, layer_epsilon, misclassified, bias)
     if not layers:
         raise BalanceError("nothing to balance: the model has no linear or convolution layer that beta selects")
-    shared = _Shared()
+    # a process group of its own: its maxima must not wait behind other traffic
+    shared = _Shared(group=distributed.new_group() if distributed.is_initialized() else None)
     for name, module in layers.items():
         plain: Any = module
         plain._balance, plain._shared = rules[name], shared
@@ -312,13 +340,30 @@ def report_misclassified(
 
     Call it on the logits of the model's last forward pass. It changes nothing where no layer asks for it.
     """
-    shared = next((module._shared for module in model.modules() if isinstance(module, _Balanced)), None)
-    if shared is None or not shared.probes:
+    every = {id(module._shared): module._shared for module in model.modules() if isinstance(module, _Balanced)}
+    probes = [probe for shared in every.values() for probe in shared.probes]
+    if not probes:
         return logits
+    for shared in every.values():
+        shared.probes.clear()
     wrong: Bool[Tensor, " n"] = logits.detach().argmax(1) != labels
-    probes = list(shared.probes)
-    shared.probes.clear()
     return _Report.apply(logits, wrong.double(), *probes)
+
+
+def _global_maximum(norms: Tensor, group: Any) -> Tensor:
+    """The largest norm over all processes, which must hold equally many samples (else `BalanceError` in each)."""
+    count = float(len(norms))
+    found = torch.stack([norms.max(), norms.new_tensor(count), norms.new_tensor(-count)])
+    distributed.all_reduce(found, distributed.ReduceOp.MAX, group=group)
+    if found[1] != -found[2]:
+        raise BalanceError(
+            f"balancing needs as many samples in each process, but they hold from {-int(found[2])} to {int(found[1])}"
+        )
+    return found[0]
+
+
+def _precise(gradient: Tensor) -> Tensor:
+    return gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
 
 
 def _for_layer(setting: float | Mapping[str, float], name: str, otherwise: float) -> float:

@@ -8,6 +8,7 @@ from bessemer.records.evaluation import (
     Exhibit,
     Finding,
     Share,
+    file_name,
     wilson,
 )
 from bessemer.records.files import read_record, write_record, write_whole
@@ -26,6 +27,7 @@ __all__ = [
     "Result",
     "RunRecord",
     "Share",
+    "file_name",
     "provenance",
     "read_metrics",
     "read_record",

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ COLUMNS: dict[str, type] = {
     "backwards": np.int64,
     "gradients": np.int64,  # input gradients asked for, and how many of them were all zero in float32
     "zero_gradients": np.int64,
-    "zero_in_float64": np.bool_,  # the first all-zero gradient, asked again in float64, was still all zero
+    "zero_in_float64": np.float64,  # 1: the first all-zero gradient was all zero in float64 too; NaN: cannot be asked
 }
 
 
@@ -155,6 +156,26 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def name(self) -> str:
+        """What was asked, as a file's name; see `file_name`."""
+        return file_name(self.suite, self.threat, self.data, len(self), self.seed)
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One table of everything: a row per image and attack, in plain values."""
+        return [
+            {
+                "attack": rows.name,
+                "index": int(self.index[place]),
+                "label": int(self.label[place]),
+                "clean_prediction": int(self.prediction[place]),
+                **{name: column[place].item() for name, column in rows.columns.items()},
+            }
+            for rows in self.attacks
+            for place in range(len(self))
+        ]
+
     def attack(self, name: str) -> AttackRows:
         """The rows of one attack, by name."""
         return next(rows for rows in self.attacks if rows.name == name)
@@ -198,8 +219,9 @@ class Evaluation:
         return Share(int((self.right & (self.attack(name)["zero_gradients"] > 0)).sum()), int(self.right.sum()))
 
     def zero_in_float64_share(self, name: str) -> Share:
-        """The share whose gradient is all zero in float64 as well: no precision helps there."""
-        return Share(int((self.right & self.attack(name)["zero_in_float64"]).sum()), int(self.right.sum()))
+        """The share whose gradient is all zero in float64 too: no precision helps there. Of nothing where not asked."""
+        zero = self.attack(name)["zero_in_float64"][self.right]
+        return Share(0, 0) if np.isnan(zero).any() else Share(int(zero.sum()), len(zero))
 
     def summary(self) -> list[dict[str, Any]]:
         """One row for clean images, one per attack, and the worst case: plain numbers, for tables."""
@@ -304,8 +326,11 @@ class Evaluation:
         )
 
     def save(self, folder: str | Path) -> Path:
-        """Write `SUITE.json` (with its digest) into a folder; returns the path. Raises `FileError`."""
-        path = Path(folder) / f"{self.suite}.json"
+        """Write it (with its digest) into a folder, under a name that another question does not share.
+
+        Returns the path. Raises `FileError`.
+        """
+        path = Path(folder) / f"{self.name}.json"
         write_record(path, self.to_json())
         return path
 
@@ -329,6 +354,12 @@ class Evaluation:
         if path is not None:
             write_whole(Path(path), text.getvalue().encode())
         return text.getvalue()
+
+
+def file_name(suite: str, threat: str, data: str, images: int, seed: int = 0) -> str:
+    """A name for the answer to one question: no other suite, threat, data, number of images or seed shares it."""
+    parts = [suite, threat.replace("/", "of"), data, str(images), f"seed{seed}" if seed else ""]
+    return "_".join(re.sub(r"[^\w.]+", "-", part) for part in parts if part)
 
 
 def _listed(column: Column) -> list[Any]:

@@ -35,6 +35,7 @@ def commit() -> str:
     """The commit this source tree stands at, with `+` where files differ from it; empty where there is no git."""
     here = Path(__file__).parent
     try:
+        _git(here, "ls-files", "--error-unmatch", Path(__file__).name)  # else it is somebody else's repository
         head = _git(here, "rev-parse", "--short=12", "HEAD")
         return head + ("+" if _git(here, "status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.SubprocessError):

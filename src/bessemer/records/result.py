@@ -33,5 +33,5 @@ class Result:
     def write(self, folder: Path) -> Path:
         """Write `NAME-SCALE.json`, to be read by people too; returns the path. Raises `FileError`."""
         path = folder / f"{self.name}-{self.scale}.json"
-        write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False).encode() + b"\n")
+        write_whole(path, json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n")
         return path

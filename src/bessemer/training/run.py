@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bessemer import data, models
+from bessemer.arithmetic import flushed
 from bessemer.data import Batches, Dataset, Split
-from bessemer.denormals import flushed
 from bessemer.errors import DivergedError, FileError, RunInUseError, UsageError
 from bessemer.randomness import subseed
-from bessemer.records import provenance, write_record, write_whole
+from bessemer.records import provenance, read_metrics, write_record, write_whole
 from bessemer.training import trainer
 from bessemer.training.checkpoint import Checkpoint, newest, steps
 from bessemer.training.optimizers import SGD, parameter_groups
@@ -66,17 +67,17 @@ def train(
     `FileError` where something cannot be written or read; what was written before stays.
     """
     folder = Path(folder)
+    _require_device(device)
     with _sole_writer(folder):
-        began = time.monotonic()
         _require_same_run(recipe, folder, resume)
         dataset = data.load(recipe.data[0], data_dir, **recipe.data[1]).to(device)
         torch.manual_seed(subseed(recipe.seed, 1))
         model = _build(recipe, dataset).to(device)
         write_whole(folder / "recipe.toml", recipe.to_toml().encode())
         if _Course(recipe, folder, model, dataset, watch, stop).run(resume):
-            facts = provenance(
-                seed=recipe.seed, seconds=round(time.monotonic() - began, 1), device=_device_name(device)
-            )
+            # over all sessions, should there have been several
+            seconds = round(sum(line.get("seconds", 0.0) for line in read_metrics(folder / "metrics.jsonl")), 1)
+            facts = provenance(seed=recipe.seed, seconds=seconds, device=_device_name(device))
             write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
     return _opened(model, recipe, folder)
 
@@ -87,10 +88,12 @@ def load(folder: str | Path, device: str = "cpu") -> nn.Module:
     Raises `UsageError` where the folder is no run, `FileError` where its checkpoint is damaged or another model's.
     """
     folder = Path(folder)
+    _require_device(device)
     if not (folder / "recipe.toml").is_file():
         raise UsageError(f"{folder} is no run: it has no recipe.toml; `bessemer train RECIPE --out {folder}` makes one")
     recipe = Recipe.from_tables(_tables(folder), folder.resolve().name)
-    model = models.build(recipe.model[0], **recipe.model[1])
+    with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
+        model = _laid_out(models.build(recipe.model[0], **recipe.model[1]), recipe)
     checkpoint = Checkpoint.read(newest(folder))
     if checkpoint.model != recipe.model[0]:
         raise FileError(
@@ -128,9 +131,12 @@ class _Course:
         done = self._go_back() if resume else 0
         if done >= self.recipe.training.iterations:
             return False
-        self.metrics = (self.folder / "metrics.jsonl").open("r+b" if done else "wb")
+        # unbuffered: nothing is left to be written when a full disk ends the run
+        self.metrics = (self.folder / "metrics.jsonl").open("r+b" if done else "wb", buffering=0)
         with self.metrics:
             if done == 0:
+                for leftover in steps(self.folder):
+                    leftover.unlink()
                 self._save(0)
             else:
                 # what was logged after the checkpoint will be logged again
@@ -173,17 +179,22 @@ class _Course:
         return not stopped
 
     def _log_loss(self, done: int) -> None:
-        self.loss = torch.stack(self.losses).mean().item()
+        self.loss = self._finite_loss(done)
         self.losses.clear()
-        if not math.isfinite(self.loss):
-            raise DivergedError(
-                f"the loss is {self.loss} at iteration {done}; lower optimizer.lr (now {self.recipe.optimizer.lr:g}) "
-                f"and train again; checkpoints before this are kept in {self.folder}"
-            )
         now = time.monotonic()
         lr = self.optimizer.param_groups[0]["lr"]
         self._log(iteration=done, loss=self.loss, lr=lr, seconds=round(now - self.since, 3))
         self.since = now
+
+    def _finite_loss(self, done: int) -> float:
+        """The mean loss since the last line. A checkpoint of weights that are no numbers would evict a good one."""
+        loss = torch.stack(self.losses).mean().item() if self.losses else self.loss
+        if self.losses and not math.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at iteration {done}; lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and "
+                f"train again into another --out; checkpoints before this are kept in {self.folder}"
+            )
+        return loss
 
     def _validate(self, done: int) -> None:
         if len(self.dataset.validation):
@@ -193,7 +204,6 @@ class _Course:
     def _log(self, **line: Any) -> None:
         try:
             self.metrics.write(json.dumps(line).encode() + b"\n")
-            self.metrics.flush()
         except OSError as problem:
             raise FileError(
                 f"{self.metrics.name} cannot be written: {problem.strerror}; the last checkpoint is intact, "
@@ -201,6 +211,9 @@ class _Course:
             ) from problem
 
     def _save(self, done: int) -> None:
+        self._finite_loss(done)
+        # what the checkpoint says is written must be on the disk before it
+        os.fsync(self.metrics.fileno())
         name = self.recipe.model[0]
         logged = self.metrics.tell()
         Checkpoint.take(name, self.model, self.optimizer, done, self.batches.position, logged).write(self.folder)
@@ -222,6 +235,11 @@ def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
         )
     if isinstance(model, models.LearnsStatistics):
         model.learn_statistics(dataset.train.images)
+    return _laid_out(model, recipe)
+
+
+def _laid_out(model: nn.Module, recipe: Recipe) -> nn.Module:
+    """The model in the memory layout it is trained in."""
     if recipe.training.channels_last:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
@@ -280,6 +298,8 @@ def _sole_writer(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder / ".lock")
         lock.acquire(timeout=0)
+        for leftover in folder.glob("**/.*.tmp"):  # of a process that was killed while it wrote
+            leftover.unlink()
     except Timeout:
         raise RunInUseError(f"{folder} is in use by another process; wait for it or choose another folder") from None
     except OSError as problem:
@@ -288,6 +308,15 @@ def _sole_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def _require_device(device: str) -> None:
+    """Refuse (`UsageError`) a device that torch does not know or this machine does not have."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as problem:
+        here = f"cpu or cuda:0 … cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
+        raise UsageError(f"device: {device!r} is not here ({str(problem).splitlines()[0]}); use {here}") from problem
 
 
 def _device_name(device: str) -> str:

@@ -18,7 +18,7 @@ import torch
 from bessemer import data, training
 from bessemer.errors import unknown
 from bessemer.evaluation import Stage, evaluate
-from bessemer.records import Claim, Evaluation, Result, Share, provenance
+from bessemer.records import Claim, Evaluation, Result, Share, file_name, provenance
 from bessemer.training import Moment, Recipe
 
 
@@ -85,9 +85,10 @@ def run(
         folder = runs / name
         recipe = Recipe.named(row.recipe, changes)
         model = training.train(recipe, folder, resume=folder.exists(), data_dir=data_dir, watch=watch_training(name))
-        path = folder / "records" / "bang.json"
+        dataset = data.load(recipe.data[0], data_dir, **recipe.data[1])
+        images = min(samples or len(dataset.test), len(dataset.test))
+        path = folder / "records" / f"{file_name('bang', '', dataset.name, images)}.json"
         if not path.exists():
-            dataset = data.load(recipe.data[0], data_dir, **recipe.data[1])
             evaluate(model, dataset, "bang", samples=samples, name=name, watch=watch_evaluation(name)).save(path.parent)
         found[name] = Evaluation.read(path)
     numbers = {name: {"ours": figures(found[name]), "published": ROWS[name].published} for name in ROWS}
@@ -126,14 +127,14 @@ def claims(regular: Evaluation, bang: Evaluation) -> list[Claim]:
     """What Table 1 and the text around it say of these rows, and whether it held."""
     accuracy = regular.clean_accuracy(), bang.clean_accuracy()
     rate = regular.success_rate("FGS"), bang.success_rate("FGS")
-    margin = bang.success_rate("FGS, margin loss")
     linf = [255 * evaluation.produced("HC1", "linf")[0] for evaluation in (regular, bang)]
     similarity = [evaluation.produced("HC1", "pass_score")[0] for evaluation in (regular, bang)]
     failed = bang.survivors("FGS")
     blank = Share(int((failed & (bang.attack("FGS")["zero_gradients"] > 0)).sum()), int(failed.sum()))
+    turned = Share(int((failed & ~bang.survivors("FGS, margin loss")).sum()), int(failed.sum()))
     return [
         Claim(
-            "BANG costs no accuracy (both between 99.0 and 99.4 %)",
+            "Both networks reach an accuracy between 99.0 and 99.4 %",
             all(0.990 <= share.value <= 0.994 for share in accuracy),
             f"R0 {accuracy[0]}, B0 {accuracy[1]}",
             "R0 99.16 %, B0 99.16 %",
@@ -163,15 +164,16 @@ def claims(regular: Evaluation, bang: Evaluation) -> list[Claim]:
             "almost every single one",
         ),
         Claim(
-            "What FGS loses against BANG is lost to underflow: on the margin loss at least 95 % can be turned",
-            margin.value >= 0.95,
-            f"B0 {margin}",
+            "Ours, not the paper's: where FGS fails against BANG, the same search on a loss that cannot underflow "
+            "nearly always succeeds (at least 90 %)",
+            turned.total > 0 and turned.value >= 0.9,
+            f"{turned} of the failures",
         ),
     ]
 
 
-def _percent(share: Share) -> float:
-    return round(100 * share.value, 2)
+def _percent(share: Share) -> float | None:
+    return None if math.isnan(share.value) else round(100 * share.value, 2)
 
 
 def _rounded(values: tuple[float, float], digits: int) -> list[float | None]:

@@ -1,0 +1,34 @@
+"""Settings of the arithmetic hold inside and nowhere else."""
+
+import torch
+
+from bessemer.arithmetic import exact, flushed
+
+
+def product():
+    return (torch.tensor([1e-30]) * torch.tensor([1e-10])).item()
+
+
+def test_denormals_are_zero_inside_and_back_outside():
+    assert product() > 0
+    with flushed():
+        assert product() == 0
+        with flushed():
+            assert product() == 0
+        assert product() == 0
+    assert product() > 0
+
+
+def test_exact_arithmetic_takes_no_shortcuts_inside():
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        with torch.autocast("cpu", torch.bfloat16), exact():
+            assert not torch.backends.cudnn.allow_tf32
+            assert not torch.backends.cuda.matmul.allow_tf32
+            assert torch.backends.cudnn.deterministic
+            assert (torch.rand(2, 2) @ torch.rand(2, 2)).dtype == torch.float32
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+        assert not torch.backends.cudnn.deterministic
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
