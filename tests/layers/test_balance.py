@@ -355,3 +355,57 @@ def test_what_cannot_be_balanced_is_refused():
     model = nn.Linear(2, 2)
     with balance(model), pytest.raises(BalanceError, match="balanced already"):
         balance(model)
+
+
+def test_two_handles_on_parts_of_a_model_both_learn_what_is_misclassified(batch):
+    images, labels = batch
+    model = made("linear")
+    expected = balanced_by_definition(made("linear"), images, labels, BETA, EPSILON, 0.5)
+
+    class Whole(nn.Module):
+        def __init__(self, body, head):
+            super().__init__()
+            self.body, self.head = body, head
+
+        def forward(self, x):
+            return self.head(self.body(x))
+
+    whole = Whole(model[:3], model[3:])
+    with balance(whole.body, BETA, EPSILON, misclassified=0.5), balance(whole.head, BETA, EPSILON, misclassified=0.5):
+        cross_entropy(report_misclassified(whole, whole(images), labels), labels).backward()
+    for name, parameter in model.named_parameters():
+        assert relative(parameter.grad, expected[name]) < 1e-10, name
+
+
+def test_the_flow_on_survives_half_precision():
+    """A rate of three million has a reciprocal that half precision cannot hold."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)).half()
+    images = torch.rand(2, 4).half()
+    weight = torch.tensor([1.0, 1e-5]).half()
+    flows = []
+    for epsilon in (0.0, 1.3):
+        x = images.clone().requires_grad_()
+        with balance(model, 1.0, epsilon):
+            (model(x).sum(1) * weight).sum().backward()
+        flows.append(x.grad.float())
+    torch.testing.assert_close(flows[0], flows[1], rtol=0.02, atol=0)
+
+
+def test_layers_that_are_not_what_they_seem_are_refused():
+    class Doubled(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    with pytest.raises(BalanceError, match="forward pass of its own"):
+        balance(nn.Sequential(Doubled(2, 2)), bias=False)
+    with balance(nn.Sequential(Doubled(2, 2))):
+        pass
+    with pytest.raises(BalanceError, match="no weights yet"):
+        balance(nn.Sequential(nn.LazyLinear(2)))
+
+
+def test_a_part_called_by_itself_cannot_know_what_is_misclassified():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    with balance(model, misclassified=0.5), pytest.raises(BalanceError, match="as a whole"):
+        model[0](torch.rand(3, 2))

@@ -1,9 +1,10 @@
 import json
 
+import numpy as np
 import pytest
 
 from bessemer.errors import FileError, UsageError
-from bessemer.records import RunRecord, read_metrics
+from bessemer.records import Evaluation, RunRecord, read_metrics
 
 
 def test_a_run_is_read_from_its_folder(tmp_path):
@@ -45,3 +46,15 @@ def test_damaged_metrics_are_named(tmp_path):
 
 def test_a_run_without_metrics_has_none(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+def test_of_two_answers_to_one_question_the_one_from_more_images_counts(tmp_path):
+    def answer(count, threat="Linf:0.1"):
+        labels = np.zeros(count, np.int64)
+        return Evaluation("m", "d", "quick", threat, 0, ["0", "1"], np.arange(count), labels, labels, attacks=[])
+
+    (tmp_path / "recipe.toml").write_text("")
+    for evaluation in (answer(3), answer(8), answer(5), answer(2, "L2:0.5")):
+        evaluation.save(tmp_path / "records")
+    found = RunRecord.read(tmp_path).evaluations
+    assert sorted((evaluation.threat, len(evaluation)) for evaluation in found) == [("L2:0.5", 2), ("Linf:0.1", 8)]

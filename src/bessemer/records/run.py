@@ -23,7 +23,8 @@ class RunRecord:
     recipe: the complete recipe as nested tables; empty for a bare `Evaluation`.
     metrics: the lines of `metrics.jsonl`, each with `iteration` and either `loss`, `lr`, `seconds` (training, a mean
     since the line before) or `validation_loss`, `validation_accuracy`.
-    provenance: of the training; each evaluation has its own.
+    evaluations: for each suite, data set and threat the one with the most images.
+    provenance: of the training; each evaluation has its own. folder: where it was read from, as it was given.
     """
 
     name: str
@@ -31,6 +32,7 @@ class RunRecord:
     metrics: list[dict[str, float]] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     provenance: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""
 
     @classmethod
     def read(cls, folder: str | Path) -> RunRecord:
@@ -50,9 +52,20 @@ class RunRecord:
             name=folder.resolve().name,
             recipe=tables,
             metrics=read_metrics(folder / "metrics.jsonl"),
-            evaluations=[Evaluation.read(path) for path in sorted((folder / "records").glob("*.json"))],
+            evaluations=_largest([Evaluation.read(path) for path in sorted((folder / "records").glob("*.json"))]),
             provenance=read_record(origin) if origin.is_file() else {},
+            folder=str(folder),
         )
+
+
+def _largest(evaluations: list[Evaluation]) -> list[Evaluation]:
+    """For each question the answer from the most images; the first of equals."""
+    kept: dict[tuple[str, str, str], Evaluation] = {}
+    for evaluation in evaluations:
+        question = (evaluation.suite, evaluation.data, evaluation.threat)
+        if question not in kept or len(evaluation) > len(kept[question]):
+            kept[question] = evaluation
+    return list(kept.values())
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

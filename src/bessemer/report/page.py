@@ -202,7 +202,7 @@ def _again(runs: list[RunRecord]) -> dict[str, Any]:
     origins = [[run.provenance, *(evaluation.provenance for evaluation in run.evaluations)] for run in runs]
     commands = [str(origin.get("command", "")) for several in origins for origin in several]
     if all(run.recipe for run in runs):
-        page_ = f"bessemer report {' '.join(shlex.quote(run.name) for run in runs)} --out report.html"
+        page_ = f"bessemer report {' '.join(shlex.quote(run.folder or run.name) for run in runs)} --out report.html"
     else:  # a bare evaluation has no folder
         page_ = 'bessemer.report([evaluation, …], "report.html")'
     return {"records": list(dict.fromkeys(filter(None, commands))), "page": page_}

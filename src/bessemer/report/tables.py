@@ -153,7 +153,7 @@ def _success(entry: Entry, attack: AttackKey, rows: AttackRows, with_pass: bool)
     if rows["gradients"].sum() == 0:
         return [*cells, Cell(words.NONE, "asked for none")]
     single, double = evaluation.zero_gradient_share(name), evaluation.zero_in_float64_share(name)
-    in_float64 = f"in float64 {words.percent(double.value)}" if single.count else ""
+    in_float64 = f"in float64 {words.percent(double.value) if double.total else 'not asked'}" if single.count else ""
     return [*cells, Cell(words.percent(single.value), in_float64)]
 
 
