@@ -50,7 +50,7 @@ class Stage:
 def evaluate(
     model: Model,
     data: Pairs,
-    suite: str = "quick",
+    suite: str | Suite = "quick",
     threat: Threat | None = None,
     *,
     samples: int | None = None,
@@ -60,12 +60,13 @@ def evaluate(
     name: str = "model",
     watch: Callable[[Stage], None] = lambda stage: None,
 ) -> Evaluation:
-    """Attack a model with every attack of a suite; rows, findings and provenance come back.
+    """Attack a model with every attack of a suite: rows, findings and provenance come back.
 
     model: any callable from images (N, C, H, W) in [0, 1] to logits (N, classes); an `nn.Module` is judged in
     evaluation mode and comes back as it was. data: a pair (images, labels) of tensors or arrays, a split, a data set
     (its test images), or any iterable of such pairs, read once, batch by batch. samples: only the first so many images.
-    classes: names for the report. seed: of the random starts.
+    suite: a name (`bessemer list suites`), or a `bessemer.evaluation.Suite` of attacks of your own. threat: the ball of
+    a named suite. classes: names for the report. seed: of the random starts.
 
     Verdicts are exact: float32, and the same for any `batch_size`.
     Raises `ImagesError`, `LabelsError`, `ModelError`, `ThreatError` or `UsageError` with what is wrong.
@@ -74,7 +75,7 @@ def evaluate(
         raise UsageError(f"samples should be at least 1, found {samples}")
     if batch_size < 1:
         raise UsageError(f"batch_size should be at least 1, found {batch_size}")
-    chosen = suites.named(suite, threat)
+    chosen = suites.named(suite, threat) if isinstance(suite, str) else suite
     names = list(data.classes) if isinstance(data, Dataset) else list(classes)
     judge = _Judge(model, chosen, seed, len(names) or None, watch)
     began, total = time.monotonic(), _length(data, samples)
@@ -85,15 +86,15 @@ def evaluate(
     evaluation = Evaluation(
         model=name,
         data=data.name if isinstance(data, Dataset) else "",
-        suite=suite,
-        threat=str(threat) if threat and any(rows.threat for rows in judge.rows()) else "",
+        suite=chosen.name,
+        threat=next((rows.threat for rows in judge.rows() if rows.threat), ""),
         seed=seed,
         classes=names or [str(label) for label in range(judge.classes)],
         index=np.arange(judge.count),
         label=np.concatenate(judge.labels),
         prediction=np.concatenate(judge.predictions),
         attacks=judge.rows(),
-        curves=judge.curves(threat),
+        curves=judge.curves(),
         gallery=judge.gallery,
         notes={
             "predictions_that_change": judge.changing,
@@ -292,12 +293,12 @@ class _Judge:
             for name, attack in self.suite.attacks.items()
         ]
 
-    def curves(self, threat: Threat | None) -> list[Curve]:
+    def curves(self) -> list[Curve]:
         """Robust accuracy over the radius: of the followed attack, or from the distances of minimal attacks."""
-        if self._robust and threat is not None:
-            return [
-                Curve(self.suite.curve, threat.norm, list(self._robust), list(self._robust.values()), self._followed)
-            ]
+        if self._robust:
+            followed: Any = self.suite.attacks[self.suite.curve]
+            counts = list(self._robust.values())
+            return [Curve(self.suite.curve, followed.threat.norm, list(self._robust), counts, self._followed)]
         labels, right = np.concatenate(self.labels), np.concatenate(self.predictions) == np.concatenate(self.labels)
         found = []
         for rows in self.rows():

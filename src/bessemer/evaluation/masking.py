@@ -107,7 +107,7 @@ def _scale_free(evaluation: Evaluation, name: str) -> Finding:
     if better:
         verdict = "doubt"
         meaning = f"The same search finds {100 * gain:.1f} points more once its loss cannot underflow"
-        advice = f"Do not quote {name}; quote the worst case."
+        advice = f"Do not quote {name}; quote what the margin loss finds."
         if _blinded(evaluation, name, twin):
             meaning += ": cross-entropy's gradient was hidden, not small."
         elif evaluation.attack(name).kind == "minimal":

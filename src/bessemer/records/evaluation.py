@@ -56,6 +56,8 @@ class Share:
         return wilson(self.count, self.total)
 
     def __str__(self) -> str:
+        if not self.total:
+            return "nothing to count"
         low, high = self.interval
         return f"{100 * self.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
 
