@@ -153,6 +153,41 @@ def test_a_run_is_not_overwritten_or_mixed_with_another(undisturbed):
         train(recipe("method.epsilon=0.5"), undisturbed, resume=True)
 
 
+def test_a_folder_that_is_no_run_keeps_its_files(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("somebody else's")
+    with pytest.raises(UsageError, match="holds other files and is no run"):
+        train(recipe(), tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "somebody else's"
+
+
+def test_a_run_that_could_not_start_leaves_nothing_in_the_way(tmp_path):
+    with pytest.raises(UsageError, match="lr should be"):
+        train(recipe("optimizer.lr=nan"), tmp_path / "x")
+    train(recipe(), tmp_path / "x")
+
+
+def test_metrics_that_went_missing_are_not_padded(tmp_path):
+    folder = tmp_path / "x"
+    train(recipe(), folder, stop=lambda: True)
+    (folder / "metrics.jsonl").unlink()
+    with pytest.raises(FileError, match=r"metrics\.jsonl is missing or shorter"):
+        train(recipe(), folder, resume=True)
+
+
+def test_a_model_knows_how_far_it_has_come(undisturbed, tmp_path):
+    assert load(undisturbed).iteration == 60
+    assert train(recipe(), tmp_path / "x", stop=lambda: True).iteration == 1
+    assert load(tmp_path / "x").iteration == 1
+
+
+def test_a_device_that_is_not_here_is_refused(undisturbed, tmp_path):
+    for device in ("cuda:99", "nonsense", "meta"):
+        with pytest.raises(UsageError, match=f"device: '{device}' is not here"):
+            load(undisturbed, device)
+        with pytest.raises(UsageError, match=f"device: '{device}' is not here"):
+            train(recipe(), tmp_path / "x", device=device)
+
+
 def test_a_run_in_use_is_left_alone(tmp_path):
     folder = tmp_path / "busy"
     refused = []

@@ -12,6 +12,7 @@ from rich.progress import DownloadColumn, Progress, TaskID, TransferSpeedColumn
 from rich.table import Table
 
 from bessemer import data
+from bessemer.cli.progress import quiet_until_started
 from bessemer.data import places
 from bessemer.errors import DataError
 
@@ -86,9 +87,10 @@ def get(
     """
     tasks: dict[str, TaskID] = {}
     columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bars:
+    with quiet_until_started(Progress(*columns, console=Console(stderr=True))) as bars:
 
         def show(file: str, done: int, total: int | None) -> None:
+            bars.start()
             task = tasks[file] if file in tasks else tasks.setdefault(file, bars.add_task(file))
             bars.update(task, completed=done, total=total)
 

@@ -49,6 +49,9 @@ def evaluate(
     A verdict per image and attack is kept in RUN/records.
     """
     model: Any = training.load(run, device)
+    if model.iteration < model.recipe.training.iterations:
+        stands = f"{run} has come to iteration {model.iteration} of {model.recipe.training.iterations}"
+        Console(stderr=True).print(f"Note: {stands}; this is what is judged.", markup=False, soft_wrap=True)
     judging = model.recipe.evaluation
     chosen = _threat(threat) if threat is not None else judging.threat
     dataset = images_for(model, data, data_dir)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -14,8 +14,17 @@ from bessemer.training import Moment
 
 
 @contextmanager
-def progress() -> Iterator[Progress]:
-    """Room for bars on standard error; nothing is shown, not even an empty line, until the first bar moves."""
+def quiet_until_started(bars: Progress) -> Iterator[Progress]:
+    """Nothing is shown, not even an empty line, before `start`."""
+    try:
+        yield bars
+    finally:
+        if bars.live.is_started:
+            bars.stop()
+
+
+def progress() -> AbstractContextManager[Progress]:
+    """Room for bars on standard error."""
     bars = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
@@ -26,11 +35,7 @@ def progress() -> Iterator[Progress]:
         TimeRemainingColumn(),
         console=Console(stderr=True),
     )
-    try:
-        yield bars
-    finally:
-        if bars.live.is_started:
-            bars.stop()
+    return quiet_until_started(bars)
 
 
 def training_bar(bars: Progress, name: str) -> Callable[[Moment], None]:

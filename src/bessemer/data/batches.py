@@ -49,7 +49,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop < 0 or self.noise < 0:
-            raise UsageError(f"augmentation: crop and noise cannot be negative, found {self.crop} and {self.noise}")
+            raise UsageError(f"crop and noise cannot be negative, found {self.crop} and {self.noise}")
 
     def __call__(self, images: Tensor, seed: int, index: Tensor) -> Tensor:
         """The changed images."""

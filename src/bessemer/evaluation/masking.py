@@ -11,7 +11,6 @@ gradients give a false sense of security", 2018.
 from __future__ import annotations
 
 import numpy as np
-from scipy.stats import binomtest
 
 from bessemer.records import AttackRows, Curve, Evaluation, Finding, Share
 from bessemer.threat import parse
@@ -48,6 +47,8 @@ def beats(evaluation: Evaluation, one: str, other: str) -> tuple[bool, float]:
     gain = (only_one - only_other) / len(evaluation)
     if gain < POINT:
         return False, gain
+    from scipy.stats import binomtest  # noqa: PLC0415  (half a second that nobody else needs to wait)
+
     return binomtest(only_one, only_one + only_other, alternative="greater").pvalue < SIGNIFICANT, gain
 
 

@@ -72,9 +72,12 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The lines of a metrics file; a last line that a kill cut off is left out."""
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").split("\n")
-    # what follows the last newline was still being written
     try:
-        return [json.loads(line) for line in lines[:-1] if line]
-    except json.JSONDecodeError as problem:
+        # what follows the last newline was still being written
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1] if line]
+    except (UnicodeDecodeError, json.JSONDecodeError) as problem:
         raise FileError(f"{path} is damaged: {problem}") from problem
+    for number, line in enumerate(lines, 1):
+        if not isinstance(line, dict) or "iteration" not in line:
+            raise FileError(f"{path} is damaged: its line {number} names no iteration")
+    return lines

@@ -269,7 +269,9 @@ def _value(hint: Any, value: Any, where: str) -> tuple[Any, Any]:
     try:
         made = TypeAdapter(hint).validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError, ValueError) as problem:
-        said = problem.errors()[0]["msg"] if isinstance(problem, ValidationError) else str(problem)
+        said = (
+            problem.errors()[0]["msg"] if isinstance(problem, ValidationError) else "a date or time has no place here"
+        )
         raise UsageError(f"{where}: {said[0].lower() + said[1:]}, found {value!r}") from problem
     return made, _written(made)
 

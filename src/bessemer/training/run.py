@@ -73,17 +73,20 @@ def train(
         dataset = data.load(recipe.data[0], data_dir, **recipe.data[1]).to(device)
         torch.manual_seed(subseed(recipe.seed, 1))
         model = _build(recipe, dataset).to(device)
+        course = _Course(recipe, folder, model, dataset, watch, stop)
         write_whole(folder / "recipe.toml", recipe.to_toml().encode())
-        if _Course(recipe, folder, model, dataset, watch, stop).run(resume):
+        if course.run(resume):
             # over all sessions, should there have been several
             seconds = round(sum(line.get("seconds", 0.0) for line in read_metrics(folder / "metrics.jsonl")), 1)
             facts = provenance(seed=recipe.seed, seconds=seconds, device=_device_name(device))
             write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
-    return _opened(model, recipe, folder)
+    return _opened(model, recipe, folder, course.done)
 
 
 def load(folder: str | Path, device: str = "cpu") -> nn.Module:
-    """The trained model of a run, in evaluation mode; its recipe as `.recipe`, its folder as `.folder`.
+    """The trained model of a run, in evaluation mode.
+
+    Its recipe is `.recipe`, its folder `.folder`, and `.iteration` how far its training has come.
 
     Raises `UsageError` where the folder is no run, `FileError` where its checkpoint is damaged or another model's.
     """
@@ -100,7 +103,7 @@ def load(folder: str | Path, device: str = "cpu") -> nn.Module:
             f"{folder}: the checkpoint holds a {checkpoint.model}, but the recipe asks for a {recipe.model[0]}"
         )
     checkpoint.restore_weights(model)
-    return _opened(model.to(device), recipe, folder)
+    return _opened(model.to(device), recipe, folder, checkpoint.iteration)
 
 
 class _Course:
@@ -128,7 +131,7 @@ class _Course:
 
     def run(self, resume: bool) -> bool:
         """From the start, or from the newest checkpoint, to the end; returns whether anything was left to do."""
-        done = self._go_back() if resume else 0
+        done = self.done = self._go_back() if resume else 0
         if done >= self.recipe.training.iterations:
             return False
         # unbuffered: nothing is left to be written when a full disk ends the run
@@ -159,6 +162,11 @@ class _Course:
         if not steps(self.folder):
             return 0
         checkpoint = Checkpoint.read(newest(self.folder))
+        metrics = self.folder / "metrics.jsonl"
+        if not metrics.is_file() or metrics.stat().st_size < checkpoint.metrics:
+            raise FileError(
+                f"{metrics} is missing or shorter than it was; put it back, or train again into another --out"
+            )
         checkpoint.restore(self.model, self.optimizer)
         self.batches.position = checkpoint.position
         self.logged = checkpoint.metrics
@@ -166,6 +174,7 @@ class _Course:
 
     def _after_step(self, done: int, loss: Tensor) -> bool:
         plan = self.recipe.training
+        self.done = done
         self.losses.append(loss)
         last = done == plan.iterations
         if done % plan.log_every == 0 or last:
@@ -259,16 +268,18 @@ def _judged(model: nn.Module, split: Split, size: int = 500) -> tuple[float, flo
     return loss / len(split), right / len(split)
 
 
-def _opened(model: nn.Module, recipe: Recipe, folder: Path) -> nn.Module:
+def _opened(model: nn.Module, recipe: Recipe, folder: Path, iteration: int) -> nn.Module:
     model.eval()
     opened: Any = model
-    opened.recipe, opened.folder = recipe, folder
+    opened.recipe, opened.folder, opened.iteration = recipe, folder, iteration
     return model
 
 
 def _require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Refuse to write over a run, or to go on with one under another recipe."""
     if not (folder / "recipe.toml").exists():
+        if any(entry.name != ".lock" for entry in folder.iterdir()):
+            raise UsageError(f"{folder} holds other files and is no run; name a new or an empty folder with --out")
         return
     if not resume:
         raise UsageError(f"{folder} holds a run already; go on with --resume, or choose another folder with --out")
@@ -313,8 +324,8 @@ def _sole_writer(folder: Path) -> Iterator[None]:
 def _require_device(device: str) -> None:
     """Refuse (`UsageError`) a device that torch does not know or this machine does not have."""
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as problem:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as problem:
         here = f"cpu or cuda:0 … cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
         raise UsageError(f"device: {device!r} is not here ({str(problem).splitlines()[0]}); use {here}") from problem
 

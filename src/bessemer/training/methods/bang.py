@@ -6,12 +6,14 @@ is attached are in `bessemer.layers.balance`; as a training method there is noth
 
 from __future__ import annotations
 
+import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from bessemer.data import Batch
+from bessemer.errors import UsageError
 from bessemer.layers import balance
 from bessemer.training.methods.method import Method
 from bessemer.training.methods.plain import Plain
@@ -31,6 +33,13 @@ class Bang(Method):
     misclassified: float = 1.0
     bias: bool = True
     inside: Method = Plain()  # noqa: RUF009  (a frozen value)
+
+    def __post_init__(self) -> None:
+        for name in ("beta", "epsilon", "misclassified"):
+            value = getattr(self, name)
+            for number in value.values() if isinstance(value, dict) else (value,):
+                if not 0 <= number < math.inf:
+                    raise UsageError(f"BANG's {name} should be a number from 0 upwards, found {number}")
 
     def prepare(self, model: nn.Module, until_done: ExitStack) -> nn.Module:
         """Attach the balance, until training is done."""
