@@ -11,12 +11,14 @@ import torch
 import bang_step
 import pgd
 import training_loop
+from bessemer.allocation import keep_freed_memory
 from bessemer.records import provenance, write_whole
 
 
 def main() -> None:
     """Measure, print, write."""
     torch.set_flush_denormal(True)
+    keep_freed_memory()  # as the command line does
     began = time.monotonic()
     rows = {**bang_step.measure(), **training_loop.measure(), **pgd.measure()}
     for name, row in rows.items():

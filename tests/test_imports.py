@@ -8,7 +8,7 @@ import pytest
 import bessemer
 
 ORDER = [
-    "errors randomness arithmetic records",
+    "errors randomness arithmetic allocation records",
     "threat data layers",
     "models attacks",
     "training evaluation",

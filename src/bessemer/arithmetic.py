@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
+
+_OMP_PAUSE_HARD = 2  # from omp.h, OpenMP 5.0
 
 
 @contextmanager
 def flushed() -> Iterator[None]:
-    """Denormals are zero inside; also a decorator. Before and after, the calling thread is as it was.
+    """Denormals are zero inside, in torch's worker threads too; also a decorator. Before and after, all is as it was.
 
-    Processors are many times slower with denormals, and BANG's gradients reach them. torch's worker threads take the
-    setting over from the thread that starts them, with the first parallel operation of the process; the command line
-    therefore switches it on before anything else.
+    Processors can be many times slower with denormals, and BANG's gradients reach them.
     """
     already = sys.float_info.min / 2 == 0
-    torch.set_flush_denormal(True)
+    _flush(True)
     try:
         yield
     finally:
-        torch.set_flush_denormal(already)
+        _flush(already)
+
+
+def _flush(on: bool) -> None:
+    """Switch flushing, and let go of worker threads that were started with another setting.
+
+    A worker takes the setting over from the thread that starts it and keeps it for life: half of a run's arithmetic
+    would depend on what the process did before. OpenMP starts new ones with the next parallel operation.
+    """
+    torch.set_flush_denormal(on)
+    for library in (Path(torch.__file__).parent / "lib").glob("libgomp*.so*"):
+        pause = getattr(ctypes.CDLL(str(library)), "omp_pause_resource_all", None)
+        if pause is not None:
+            pause(_OMP_PAUSE_HARD)
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-import torch
 import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from bessemer.allocation import keep_freed_memory
 from bessemer.cli import data, demo, evaluate, listing, report, reproduce, train
 from bessemer.cli.options import Interrupted
 from bessemer.errors import BessemerError
@@ -51,7 +51,7 @@ def _about() -> None:
 
 def main() -> None:
     """Run the command line; what Bessemer refuses becomes one sentence and an exit code."""
-    torch.set_flush_denormal(True)  # before torch starts its threads, see bessemer.arithmetic
+    keep_freed_memory()
     try:
         app()
     except BessemerError as problem:

@@ -60,8 +60,24 @@ def rates(
     are only a part.
     """
     r = norms / (norms.max() if largest is None else largest)
-    eta = torch.exp(-epsilon * (1 - r) * torch.log(r))
+    eta = r ** (epsilon * (r - 1))
     return (beta * eta).where(norms > 0, 1.0)
+
+
+def sample_norms(gradient: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
+    """The length of each sample's gradient, in float64.
+
+    BANG's gradients reach 1e-36, and the square of 1e-23 is already zero in float32.
+    """
+    dimensions = tuple(range(1, gradient.dim()))
+    if gradient.is_cuda or torch.compiler.is_compiling():
+        return torch.linalg.vector_norm(gradient, dim=dimensions, dtype=torch.float64)
+    # a CPU is three times as fast in float32, and need not wait to see for which samples that is too coarse
+    norms = torch.linalg.vector_norm(gradient, dim=dimensions).double()
+    tiny = norms < 1e-15
+    if tiny.any():
+        norms[tiny] = torch.linalg.vector_norm(gradient[tiny], dim=dimensions, dtype=torch.float64)
+    return norms
 
 
 @dataclass(eq=False)
@@ -88,17 +104,13 @@ class _In(torch.autograd.Function):
     """In front of the layer: an identity whose backward divides by the rates that arrive as the token's gradient."""
 
     @staticmethod
-    def forward(x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         return x.view_as(x), x.new_zeros(batch, dtype=torch.float64)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        pass
-
-    @staticmethod
     def backward(ctx: Any, gradient: Tensor, rate: Tensor) -> tuple[Tensor, None]:
-        precise = _precise(gradient)  # the reciprocal of a large rate is zero in half precision
-        return (precise * _column(rate.reciprocal(), precise).to(precise.dtype)).to(gradient.dtype), None
+        # the reciprocal of a large rate is zero in half precision
+        return _scaled(_precise(gradient), rate.reciprocal()).to(gradient.dtype), None
 
 
 class _Out(torch.autograd.Function):
@@ -108,45 +120,34 @@ class _Out(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(
-        y: Tensor, token: Tensor, beta: float, epsilon: float, misclassified: float, group: Any
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, y: Tensor, token: Tensor, rule: _Rule, group: Any) -> tuple[Tensor, Tensor]:
+        ctx.rule, ctx.group = rule, group
+        ctx.set_materialize_grads(False)
         # not y itself nor a view of it: an in-place ReLU may follow, and autograd forbids that on a view
         return y.detach(), torch.zeros_like(token)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        _, _, ctx.beta, ctx.epsilon, ctx.misclassified, ctx.group = inputs
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, wrong: Tensor) -> tuple[Tensor | None, ...]:
-        if not len(gradient):
-            return gradient, torch.zeros_like(wrong), None, None, None, None
-        epsilon: float | Tensor = ctx.epsilon
-        if ctx.misclassified != 1:
-            epsilon = ctx.epsilon * (1 + (ctx.misclassified - 1) * wrong)
-        # each sample's own largest magnitude goes out before squaring: the square of 1e-23 is zero in float32
+    def backward(ctx: Any, gradient: Tensor | None, wrong: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None or not len(gradient):
+            return gradient, None if gradient is None else gradient.new_ones(0, dtype=torch.float64), None, None
+        epsilon: float | Tensor = ctx.rule.epsilon
+        if wrong is not None:
+            epsilon = epsilon * (1 + (ctx.rule.misclassified - 1) * wrong)
         precise = _precise(gradient)
-        dimensions = tuple(range(1, gradient.dim()))
-        largest = torch.maximum(precise.amax(dimensions, keepdim=True), -precise.amin(dimensions, keepdim=True))
-        unit = precise / largest.clamp_min(torch.finfo(precise.dtype).tiny)
-        norms = torch.linalg.vector_norm(unit, dim=dimensions).double() * largest.flatten().double()
-        rate = rates(norms, ctx.beta, epsilon, None if ctx.group is None else _global_maximum(norms, ctx.group))
-        balanced = unit.mul_((largest.double() * _column(rate, largest)).to(unit.dtype))
-        return balanced.to(gradient.dtype), rate, None, None, None, None
+        norms = sample_norms(precise)
+        largest = None if ctx.group is None else _global_maximum(norms, ctx.group)
+        rate = rates(norms, ctx.rule.beta, epsilon, largest)
+        return _scaled(precise, rate).to(gradient.dtype), rate, None, None
 
 
 class _Report(torch.autograd.Function):
     """An identity on the logits whose backward tells every probe which samples are wrong."""
 
     @staticmethod
-    def forward(logits: Tensor, wrong: Tensor, *probes: Tensor) -> Tensor:
+    def forward(ctx: Any, logits: Tensor, wrong: Tensor, *probes: Tensor) -> Tensor:
+        ctx.save_for_backward(wrong)
+        ctx.probes = len(probes)
         return logits.view_as(logits)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(inputs[1])
-        ctx.probes = len(inputs) - 2
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
@@ -179,7 +180,7 @@ class _Balanced:
         bias: Tensor | None = self.bias  # type: ignore[attr-defined]
         apart = bias is not None and not rule.bias
         y = _without_bias(self, x) if apart else layer.forward(x)
-        y, probe = _Out.apply(y, token, rule.beta, rule.epsilon, rule.misclassified, shared.group)
+        y, probe = _Out.apply(y, token, rule, shared.group)
         if rule.misclassified != 1:
             if shared.batch < 0:
                 raise BalanceError(
@@ -372,6 +373,6 @@ def _for_layer(setting: float | Mapping[str, float], name: str, otherwise: float
     return next((value for pattern, value in setting.items() if fnmatchcase(name, pattern)), otherwise)
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
-    """One value per sample, shaped to multiply a gradient."""
-    return values.view(-1, *[1] * (like.dim() - 1))
+def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:
+    """Each sample's gradient times its own factor."""
+    return gradient * factors.to(gradient.dtype).view(-1, *[1] * (gradient.dim() - 1))
