@@ -136,7 +136,7 @@ class Evaluation:
     """One model under one suite: a row per image and attack, and where it all came from.
 
     `robust` of an attack counts images that are right without and under the attack. The worst case is pointwise: an
-    image counts as robust only if every bounded attack of the suite failed on it.
+    image counts as robust only if every attack of the suite that has a bound failed on it.
     """
 
     model: str
@@ -183,6 +183,11 @@ class Evaluation:
         return next(rows for rows in self.attacks if rows.name == name)
 
     @property
+    def bounded(self) -> list[AttackRows]:
+        """The attacks that stay in a ball, random draws from it included."""
+        return [rows for rows in self.attacks if rows.threat]
+
+    @property
     def right(self) -> Column:
         """Which images are classified correctly when nobody attacks."""
         return self.prediction == self.label
@@ -204,11 +209,10 @@ class Evaluation:
         return Share(int((self.right & ~self.survivors(name)).sum()), int(self.right.sum()))
 
     def worst_case(self) -> Share | None:
-        """The share of images that survive every bounded attack; None where the suite has none."""
-        bounded = [rows.name for rows in self.attacks if rows.kind == "bounded"]
-        if not bounded:
+        """The share of images that survive every attack with a bound; None where the suite has none."""
+        if not self.bounded:
             return None
-        return Share(int(np.logical_and.reduce([self.survivors(name) for name in bounded]).sum()), len(self))
+        return Share(int(np.logical_and.reduce([self.survivors(rows.name) for rows in self.bounded]).sum()), len(self))
 
     def produced(self, name: str, column: str) -> tuple[float, float]:
         """Mean and standard deviation of a column over the adversarial examples the attack produced (NaN of none)."""

@@ -47,7 +47,7 @@ class AttackKey:
         if self.kind == "minimal":
             return f"nearest wrong answer, at most {ball}" if ball else "nearest wrong answer, any distance"
         if self.kind == "random":
-            return f"one random draw, {ball}" if ball else "one random draw"
+            return f"random draws, {ball}" if ball else "random draws"
         return f"within {ball}" if ball else ""
 
 
@@ -107,7 +107,7 @@ def worst_case_doubts(evaluation: Evaluation) -> list[Finding]:
     worst = evaluation.worst_case()
     if worst is None or worst.count == 0:
         return []
-    bounded = [rows for rows in evaluation.attacks if rows.kind == "bounded"]
+    bounded = evaluation.bounded
     found = {rows.name: doubts(evaluation, rows.name) for rows in bounded}
     doubted = [rows for rows in bounded if found[rows.name]]
     for witness in bounded:

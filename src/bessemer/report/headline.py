@@ -55,7 +55,7 @@ def headline(run: RunRecord, place: int) -> Headline:
 
 def _robust(name: str, place: int, evaluation: Evaluation, worst: Share, others: list[str]) -> Headline:
     clean, doubted = evaluation.clean_accuracy(), worst_case_doubts(evaluation)
-    bounded = [rows.name for rows in evaluation.attacks if rows.kind == "bounded"]
+    bounded = [rows.name for rows in evaluation.bounded]
     low, high = worst.interval
     return Headline(
         place,
