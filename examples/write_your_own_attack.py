@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 import bessemer as bs
 from bessemer import randomness
-from bessemer.attacks import PGD, Attack, Goal, Oracle
+from bessemer.attacks import PGD, Attack, Goal, Oracle, losses
 from bessemer.evaluation import Suite
 
 
@@ -22,15 +22,19 @@ class RandomCorners(Attack):
 
     kind: ClassVar[str] = "bounded"
 
+    def passes(self, classes: int) -> tuple[int, int]:
+        """Forward and backward passes per image at most: what a time budget is planned with."""
+        return self.draws + 1, 0
+
     def search(
         self, oracle: Oracle, images: Tensor, goal: Goal, seed: int, index: Tensor, until_success: bool
     ) -> Tensor:
         """Draws are keyed by seed and image, so that a batch may be split anywhere."""
-        best, value = images, goal.margin(oracle.logits(images))
+        best, value = images, losses.margin(goal, oracle.logits(images))
         for draw in range(self.draws):
             chance = randomness.uniform(tuple(images.shape[1:]), randomness.subseed(seed, draw), index)
             candidate = self.threat.project(images + self.threat.eps * (chance - 0.5).sign(), images)
-            found = goal.margin(oracle.logits(candidate))
+            found = losses.margin(goal, oracle.logits(candidate))
             best = torch.where((found > value).view(-1, 1, 1, 1), candidate, best)
             value = torch.maximum(found, value)
         return best

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from bessemer.attacks import FGSM, PGD, FGSLine, GaussianNoise, Goal, HotCold, Oracle
+from bessemer.attacks import FGSM, PGD, FGSLine, GaussianNoise, Goal, HotCold, Oracle, losses
 from bessemer.errors import UsageError
 from bessemer.threat import L2, Linf
 
@@ -71,7 +71,7 @@ def test_the_margin_is_positive_exactly_where_the_goal_is_reached():
     logits = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
     labels, target = torch.arange(50) % 6, (torch.arange(50) + 2) % 6
     for goal in (Goal(labels), Goal(labels, target)):
-        assert torch.equal(goal.margin(logits) > 0, goal.reached(logits))
+        assert torch.equal(losses.margin(goal, logits) > 0, goal.reached(logits))
 
 
 def test_hot_cold_takes_the_direction_of_its_definition(model, batch):

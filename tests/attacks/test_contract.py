@@ -6,11 +6,21 @@ import pytest
 import torch
 from torch import nn
 
-from bessemer.attacks import FGSM, PGD, FGSLine, GaussianNoise, HotCold
+from bessemer.attacks import BIM, FGSM, MIFGSM, PGD, RFGSM, FGSLine, GaussianNoise, GradientAttack, HotCold, parts
 from bessemer.errors import BessemerError, ImagesError, LabelsError, ModelError
 from bessemer.threat import L1, L2, Linf
 
 BOUNDED = [
+    RFGSM(Linf(0.3)),
+    RFGSM(L2(2.0)),
+    BIM(Linf(0.1)),
+    BIM(L2(0.5)),
+    MIFGSM(Linf(0.1)),
+    MIFGSM(L2(0.5)),
+    PGD(Linf(0.1), steps=5, loss="dlr"),
+    GradientAttack(Linf(0.1), 7, aim=parts.RandomClass(), step_size=parts.AtLeast(0.02)),
+    GradientAttack(Linf(0.1), 7, "dlr", aim=parts.Likely(2), start=parts.Natural(), step_size=parts.Cosine()),
+    GradientAttack(L2(0.5), 7, projection=parts.GreyLevels(), stop=parts.OnceConfident(0.1), restarts=2),
     FGSM(Linf(0.1)),
     FGSM(L2(0.5)),
     FGSM(L1(2.0)),

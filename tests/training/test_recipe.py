@@ -70,7 +70,7 @@ def test_settings_can_be_changed_from_the_command_line():
         (["evaluation.threat=3"], "should be text such as"),
         (["method.name=adversarial"], "the setting attack is missing"),
         (["method.name=adversarial", 'method.attack={name="pgd", threat="L3:1"}'], "did you mean"),
-        (["method.name=adversarial", 'method.attack={name="pgd", threat="Linf:0.1", steps=0}'], "PGD needs"),
+        (["method.name=adversarial", 'method.attack={name="pgd", threat="Linf:0.1", steps=0}'], "PGD: needs"),
         (["augmentation.crop=-1"], "augmentation: .*negative"),
         (["optimizer.factors=3"], r"should be a list of tables"),
         (["seed=1.5"], "seed: .*integer"),

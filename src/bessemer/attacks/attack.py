@@ -17,72 +17,41 @@ from typing import ClassVar
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from bessemer import randomness
+from bessemer.attacks.goal import Goal, Rows
 from bessemer.attacks.inputs import check_images, check_labels, check_logits
+from bessemer.attacks.losses import Loss, cross_entropy, margin
 from bessemer.errors import ModelError
 
 Model = Callable[[Tensor], Tensor]
 Images = Float[Tensor, "n *shape"]
-Rows = Int[Tensor, " k"] | None  # places in the batch an attack was called with; None for all of them
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What the attacker wants: away from `labels`, or to `target` where one is given."""
-
-    labels: Int[Tensor, " n"]
-    target: Int[Tensor, " n"] | None = None
-
-    def at(self, rows: Rows) -> Goal:
-        """The goal for some of the images."""
-        if rows is None:
-            return self
-        return Goal(self.labels[rows], None if self.target is None else self.target[rows])
-
-    def reached(self, logits: Float[Tensor, "n k"]) -> Bool[Tensor, " n"]:
-        """Which images do what the attacker wants. NaN is no answer, so it reaches nothing."""
-        prediction = logits.argmax(1)
-        reached = prediction != self.labels if self.target is None else prediction == self.target
-        return reached & ~logits.isnan().any(1)
-
-    def cross_entropy(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
-        """The loss an attacker climbs: of the true label, or the negative loss of the target."""
-        if self.target is None:
-            return cross_entropy(logits, self.labels, reduction="none")
-        return -cross_entropy(logits, self.target, reduction="none")
-
-    def margin(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
-        """How far the wanted class leads: above 0 exactly where the goal is reached. It cannot underflow."""
-        wanted = self.labels if self.target is None else self.target
-        own = logits.gather(1, wanted[:, None])[:, 0]
-        other = logits.scatter(1, wanted[:, None], -torch.inf).amax(1)
-        return other - own if self.target is None else own - other
-
-
-LOSSES: dict[str, Callable[[Goal, Tensor], Tensor]] = {
-    "cross-entropy": Goal.cross_entropy,
-    "margin": Goal.margin,
-}
 
 
 class Oracle:
     """What an attack may ask of a model, and the count of what it asked, image by image.
 
+    through: a cheaper copy of the model to search with, where the engine has one (see `Attack.run`); what counts is
+    still the model itself, which `reached` asks before it believes a success.
     forwards, backwards, gradients, zero_gradients: int64 tensors of shape (N,): passes each image was part of, input
     gradients asked for, and how many of these were all zero in the model's own precision (looked for only when judging:
     a look makes a GPU wait).
     """
 
-    def __init__(self, model: Model, images: Images, goal: Goal, judging: bool = True) -> None:
-        self._model, self._goal, self._shape, self._judging = model, goal, images.shape, judging
+    def __init__(
+        self, model: Model, images: Images, goal: Goal, judging: bool = True, through: Model | None = None
+    ) -> None:
+        self._model, self._through, self._goal, self._judging = model, through, goal, judging
         self.forwards, self.backwards, self.gradients, self.zero_gradients = torch.zeros(
             4, len(images), dtype=torch.int64, device=images.device
         )
-        self._zero_at: Tensor | None = None
-        self._objective: Callable[[Goal, Tensor], Tensor] | None = None
+        self._zeros: list[tuple[Tensor, Tensor, Goal, Loss]] = []
         self._answered = False
+
+    def classes(self, images: Images) -> int:
+        """How many classes the model tells apart; it is asked about one image, which does not count as a pass."""
+        with torch.no_grad():
+            return self._ask(images[:1], torch.zeros(1, dtype=torch.int64, device=images.device)).shape[1]
 
     def logits(self, images: Images, rows: Rows = None) -> Float[Tensor, "n k"]:
         """The model's logits, without a gradient."""
@@ -91,30 +60,64 @@ class Oracle:
             return self._ask(images, rows)
 
     def gradient(
-        self,
-        images: Images,
-        objective: Callable[[Goal, Tensor], Tensor] = Goal.cross_entropy,
-        rows: Rows = None,
+        self, images: Images, loss: Loss = cross_entropy, rows: Rows = None, goal: Goal | None = None
     ) -> tuple[Images, Float[Tensor, "n k"], Float[Tensor, " n"]]:
-        """The gradient of each image's own objective at its pixels, the logits, and the objective.
+        """The gradient of each image's own loss at its pixels, the logits, and the loss.
 
-        The objective is summed over the batch: a mean over 1,000 images underflows earlier.
+        goal: another one than the attack was called with, for the whole batch. The loss is summed over the images: a
+        mean over 1,000 of them underflows earlier.
         """
         self._count(self.forwards, rows)
         self._count(self.backwards, rows)
-        self._count(self.gradients, rows)
+        wanted = (self._goal if goal is None else goal).at(rows)
         x = images.detach().requires_grad_()
         logits = self._ask(x, rows)
-        values = objective(self._goal.at(rows), logits)
+        values = loss(wanted, logits)
         gradient = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
         if gradient is None:
-            raise ModelError(
-                "the model's logits have no gradient at its images (a detach, a NumPy or an integer step inside?); "
-                "attack it without gradients, or through a differentiable stand-in"
-            )
-        if self._judging:
-            self._note_zeros(gradient, images, objective, rows)
+            raise _no_gradient()
+        self._note_gradient(gradient, x.detach(), wanted, loss, rows)
         return gradient, logits.detach(), values.detach()
+
+    def jacobian(
+        self, images: Images, rows: Rows = None, classes: Int[Tensor, "n c"] | None = None
+    ) -> tuple[Float[Tensor, "n c *shape"], Float[Tensor, "n k"]]:
+        """The gradients of logits at each image's pixels, and the logits: one forward pass, a backward pass a class.
+
+        classes: which logits, image by image; all of them, in order, unless given.
+        """
+        self._count(self.forwards, rows)
+        x = images.detach().requires_grad_()
+        logits = self._ask(x, rows)
+        if classes is None:
+            classes = torch.arange(logits.shape[1], device=logits.device).expand(len(logits), -1)
+        gradients: list[Tensor] = []
+        for chosen in classes.unbind(1):
+            self._count(self.backwards, rows)
+            total = logits.gather(1, chosen[:, None]).sum()
+            last = len(gradients) == classes.shape[1] - 1
+            one = (
+                torch.autograd.grad(total, x, retain_graph=not last, allow_unused=True)[0]
+                if total.requires_grad
+                else None
+            )
+            if one is None:
+                raise _no_gradient()
+            gradients.append(one)
+        stacked = torch.stack(gradients, 1)
+        self._note_gradient(stacked, x.detach(), self._goal.at(rows), margin, rows)
+        return stacked, logits.detach()
+
+    def reached(self, images: Images, logits: Float[Tensor, "n k"], rows: Rows = None) -> Bool[Tensor, " n"]:
+        """Which images do what the attacker wants; where the search used a cheaper copy, the model itself says so."""
+        goal = self._goal.at(rows)
+        reached = goal.reached(logits)
+        if self._through is not None and reached.any():
+            places = reached.nonzero()[:, 0]
+            self._count(self.forwards, places if rows is None else rows[places])
+            with torch.no_grad():
+                reached[places] = goal.at(places).reached(self._model(images[places]))
+        return reached
 
     def zero_in_float64(self) -> Float[Tensor, " n"]:
         """1 for images that met an all-zero gradient and get one in float64 as well, at that same point; 0 for others.
@@ -123,22 +126,22 @@ class Oracle:
         be copied, or insists on float32 inside.
         """
         still = torch.zeros_like(self.zero_gradients, dtype=torch.float64)
-        if self._zero_at is None or self._objective is None:
+        if not self._zeros:
             return still
-        rows = self.zero_gradients.nonzero()[:, 0]
-        still[rows] = torch.nan
+        still[self.zero_gradients > 0] = torch.nan
         if isinstance(self._model, nn.Module):
-            x = self._zero_at[rows].double().requires_grad_()
             try:
                 precise = deepcopy(self._model).double()
-                (gradient,) = torch.autograd.grad(self._objective(self._goal.at(rows), precise(x)).sum(), x)
+                for places, images, goal, loss in self._zeros:
+                    x = images.double().requires_grad_()
+                    (gradient,) = torch.autograd.grad(loss(goal, precise(x)).sum(), x)
+                    still[places] = _all_zero(gradient).double()
             except (RuntimeError, TypeError):
-                return still
-            still[rows] = _all_zero(gradient).double()
+                still[self.zero_gradients > 0] = torch.nan
         return still
 
     def _ask(self, images: Tensor, rows: Rows) -> Tensor:
-        logits = self._model(images)
+        logits = (self._through or self._model)(images)
         if not self._answered:
             goal = self._goal.at(rows)
             check_logits(logits, goal.labels)
@@ -154,18 +157,26 @@ class Oracle:
         else:
             counter[rows] += 1
 
-    def _note_zeros(
-        self, gradient: Tensor, images: Tensor, objective: Callable[[Goal, Tensor], Tensor], rows: Rows
-    ) -> None:
+    def _note_gradient(self, gradient: Tensor, images: Tensor, goal: Goal, loss: Loss, rows: Rows) -> None:
+        self._count(self.gradients, rows)
+        if not self._judging:
+            return
         zero = _all_zero(gradient)
         if not zero.any():
             return
-        if self._zero_at is None:
-            self._zero_at, self._objective = images.new_zeros(self._shape), objective
         places = zero.nonzero()[:, 0] if rows is None else rows[zero]
         first = self.zero_gradients[places] == 0
-        self._zero_at[places[first]] = images.detach()[zero][first]
+        if first.any():
+            here = zero.nonzero()[:, 0][first]
+            self._zeros.append((places[first], images[here], goal.at(here), loss))
         self.zero_gradients[places] += 1
+
+
+def _no_gradient() -> ModelError:
+    return ModelError(
+        "the model's logits have no gradient at its images (a detach, a NumPy or an integer step inside?); "
+        "attack it without gradients, or through a differentiable stand-in"
+    )
 
 
 def _all_zero(gradient: Tensor) -> Tensor:
@@ -174,41 +185,86 @@ def _all_zero(gradient: Tensor) -> Tensor:
 
 
 class Worst:
-    """The worst point seen so far for each image: misclassified before not, then by the objective.
+    """The worst point seen so far for each image: misclassified before not, then by the loss.
 
     `until_success` closes an image once its goal is reached; `open` are the places still worth trying.
     """
 
-    def __init__(self, images: Images, goal: Goal, until_success: bool) -> None:
-        self.images = images.clone()
-        self._goal, self._until_success = goal, until_success
-        self._reached = torch.zeros_like(goal.labels, dtype=torch.bool)
+    def __init__(self, oracle: Oracle, images: Images, until_success: bool) -> None:
+        self.images = images
+        self.until_success = until_success
+        self._oracle, self._own = oracle, False
+        self._closed: Tensor | None = None
+        self._reached = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self._value = images.new_full((len(images),), -torch.inf)
 
     @property
     def open(self) -> Rows:
         """The places of images to go on with; None for all."""
-        return (~self._reached).nonzero()[:, 0] if self._until_success else None
+        if self.until_success:
+            return (~self._reached).nonzero()[:, 0]
+        return None if self._closed is None else (~self._closed).nonzero()[:, 0]
+
+    def close(self, rows: Int[Tensor, " k"]) -> None:
+        """These images are done."""
+        if self._closed is None:
+            self._closed = torch.zeros_like(self._reached)
+        self._closed[rows] = True
+
+    def put(self, images: Images, rows: Rows = None) -> None:
+        """Hold these, whatever was held before."""
+        if rows is None:
+            self.images, self._own = images, False
+            return
+        if not self._own:  # what was offered is not ours to write into
+            self.images, self._own = self.images.clone(), True
+        self.images[rows] = images
 
     def offer(self, images: Images, logits: Tensor, values: Tensor, rows: Rows = None) -> Bool[Tensor, " k"]:
         """Take in candidate points for some images; returns which of them reach the goal."""
-        reached = self._goal.at(rows).reached(logits)
+        reached = self._oracle.reached(images, logits, rows)
         held_reached = self._reached if rows is None else self._reached[rows]
         held_value = self._value if rows is None else self._value[rows]
         values = values.to(held_value.dtype)
         better = (reached & ~held_reached) | ((reached == held_reached) & (values > held_value))
         if rows is None:
-            torch.where(_column(better, images), images, self.images, out=self.images)
+            if better.device.type == "cpu" and better.all():
+                self.images, self._own = images, False
+            else:
+                self.images, self._own = torch.where(column(better, images), images, self.images), True
             self._reached, self._value = reached | held_reached, torch.where(better, values, held_value)
         else:
             places = rows[better]
-            self.images[places] = images[better]
+            self.put(images[better], places)
             self._value[places] = values[better]
             self._reached[rows] = reached | held_reached
         return reached
 
 
-def _column(values: Tensor, like: Tensor) -> Tensor:
+class Nearest:
+    """The nearest point seen so far that reaches the goal, for each image; the original where there was none.
+
+    distance: its size in the norm of `size` (a threat's), infinite where there was none.
+    """
+
+    def __init__(self, oracle: Oracle, originals: Images, size: Callable[[Images], Tensor]) -> None:
+        self.images = originals.clone()
+        self.distance = originals.new_full((len(originals),), torch.inf)
+        self._oracle, self._originals, self._size = oracle, originals, size
+
+    def offer(self, images: Images, logits: Tensor, rows: Rows = None) -> Bool[Tensor, " k"]:
+        """Take in candidate points for some images; returns which of them reach the goal."""
+        reached = self._oracle.reached(images, logits, rows)
+        places = torch.arange(len(images), device=images.device) if rows is None else rows
+        distance = self._size(images - self._originals[places])
+        better = reached & (distance < self.distance[places])
+        self.images[places[better]] = images[better]
+        self.distance[places[better]] = distance[better]
+        return reached
+
+
+def column(values: Tensor, like: Tensor) -> Tensor:
+    """One value per image, shaped to multiply images."""
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
@@ -267,12 +323,15 @@ class Attack(ABC):
         seed: int = 0,
         index: Int[Tensor, " n"] | None = None,
         until_success: bool = False,
+        through: Model | None = None,
     ) -> Outcome:
         """Like a call, with the count of what was asked of the model.
 
         until_success: an image leaves the batch as soon as it is misclassified, which spares most of the work where
         only verdicts count; and all-zero gradients are counted, and asked again in float64. Evaluation works this way,
         training never does.
+        through: a cheaper stand-in for the model (lower precision, layers folded) that answers all questions of the
+        search; a success counts only after the model itself confirms it.
         """
         check_images(images, self.box)
         check_labels(labels, images)
@@ -286,11 +345,12 @@ class Attack(ABC):
                 originals = originals.clone()
         goal = Goal(labels.long(), None if target is None else target.long())
         with torch.inference_mode(False), torch.enable_grad(), borrowed(model, images.device, seed):
-            oracle = Oracle(model, originals, goal, judging=until_success)
-            if not len(images):
-                found = originals.clone()
-            else:
+            oracle = Oracle(model, originals, goal, until_success, through)
+            found = originals
+            if len(images):
                 found = self.search(oracle, originals, goal, seed, places, until_success)
+            if found.data_ptr() == originals.data_ptr():
+                found = originals.clone()
             in_float64 = oracle.zero_in_float64()
         return Outcome(
             found.detach(),
@@ -303,8 +363,17 @@ class Attack(ABC):
 
     @property
     def box(self) -> tuple[float, float] | None:
-        """Where legal pixels lie."""
-        return (0.0, 1.0)
+        """Where legal pixels lie: as the attack's threat says, where it has one."""
+        threat = getattr(self, "threat", None)
+        return (0.0, 1.0) if threat is None else threat.box
+
+    @abstractmethod
+    def passes(self, classes: int) -> tuple[int, int]:
+        """Forward and backward passes per image at most, on a model of so many classes."""
+
+    def remarks(self, classes: int) -> list[str]:
+        """What a reader of the record should know about this attack on a model of so many classes."""
+        return []
 
     @abstractmethod
     def search(

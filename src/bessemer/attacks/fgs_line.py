@@ -13,8 +13,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from bessemer.attacks.attack import LOSSES, Attack, Goal, Images, Oracle
-from bessemer.errors import unknown
+from bessemer.attacks import losses
+from bessemer.attacks.attack import Attack, Images, Oracle
+from bessemer.attacks.goal import Goal
+from bessemer.attacks.losses import Loss
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,22 @@ class FGSLine(Attack):
     Images are rounded to grey levels first. Returns the original where no point of the ray is misclassified.
     """
 
-    loss: str = "cross-entropy"
+    loss: str | Loss = "cross-entropy"
 
     kind: ClassVar[str] = "minimal"
 
     def __post_init__(self) -> None:
-        if self.loss not in LOSSES:
-            raise unknown("loss", self.loss, LOSSES)
+        losses.named(self.loss)
+
+    def passes(self, classes: int) -> tuple[int, int]:
+        """One gradient, then a forward pass a radius."""
+        return 256, 1
 
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
     ) -> Images:
         """A ray can leave the class and come back, so the radii are scanned one by one, not bisected."""
-        gradient, _, _ = oracle.gradient(images, LOSSES[self.loss])
+        gradient, _, _ = oracle.gradient(images, losses.named(self.loss))
         sign = gradient.sign()
         grey = (images * 255).round()
         found = images.clone()
@@ -45,7 +50,7 @@ class FGSLine(Attack):
             if not len(rows):
                 break
             candidate = (grey[rows] + radius * sign[rows]).clamp_(0, 255) / 255
-            reached = goal.at(rows).reached(oracle.logits(candidate, rows))
+            reached = oracle.reached(candidate, oracle.logits(candidate, rows), rows)
             found[rows[reached]] = candidate[reached]
             rows = rows[~reached]
         return found

@@ -10,30 +10,20 @@ of robustness: it is fooled by any curvature. See `PGD`.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
-from torch import Tensor
-
-from bessemer.attacks.attack import Attack, Goal, Images, Oracle
+from bessemer.attacks.gradient_attack import Composed, GradientAttack
+from bessemer.attacks.parts import Constant, Natural, Steepest
 from bessemer.threat import Threat
 
 
 @dataclass(frozen=True)
-class FGSM(Attack):
+class FGSM(Composed):
     """One full step along the steepest direction; for `L2` this is FGM."""
 
     threat: Threat
 
-    kind: ClassVar[str] = "bounded"
-
     @property
-    def box(self) -> tuple[float, float] | None:
-        """The threat's own."""
-        return self.threat.box
-
-    def search(
-        self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
-    ) -> Images:
-        """One gradient, one step."""
-        gradient, _, _ = oracle.gradient(images)
-        return self.threat.project(images + self.threat.eps * self.threat.steepest(gradient), images)
+    def composed(self) -> GradientAttack:
+        """One step from the image itself, taken whatever comes of it."""
+        size = Constant(self.threat.eps or None)
+        return GradientAttack(self.threat, 1, start=Natural(), direction=Steepest(), step_size=size, last=True)

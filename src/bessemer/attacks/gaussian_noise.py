@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from bessemer import randomness
-from bessemer.attacks.attack import Attack, Goal, Images, Oracle
+from bessemer.attacks.attack import Attack, Images, Oracle
+from bessemer.attacks.goal import Goal
 from bessemer.errors import UsageError
 from bessemer.threat import Threat
 
@@ -35,10 +36,9 @@ class GaussianNoise(Attack):
         if not self.std >= 0 or self.draws < 1:
             raise UsageError(f"GaussianNoise needs std ≥ 0 and at least 1 draw, found {self.std} and {self.draws}")
 
-    @property
-    def box(self) -> tuple[float, float] | None:
-        """The threat's own, where there is one."""
-        return (0.0, 1.0) if self.threat is None else self.threat.box
+    def passes(self, classes: int) -> tuple[int, int]:
+        """A forward pass a draw."""
+        return self.draws, 0
 
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
@@ -53,7 +53,7 @@ class GaussianNoise(Attack):
             candidate = images[rows] + self.std * noise
             candidate = candidate.clamp(0, 1) if self.threat is None else self.threat.project(candidate, images[rows])
             found[rows] = candidate
-            rows = rows[~goal.at(rows).reached(oracle.logits(candidate, rows))]
+            rows = rows[~oracle.reached(candidate, oracle.logits(candidate, rows), rows)]
             if not len(rows):
                 break
         return found

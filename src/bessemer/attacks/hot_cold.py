@@ -17,7 +17,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from bessemer.attacks.attack import Attack, Goal, Images, Oracle
+from bessemer.attacks.attack import Attack, Images, Oracle
+from bessemer.attacks.goal import Goal
 from bessemer.errors import UsageError
 
 # The direction is scaled to 1 grey level at its largest pixel. At 2^16 a pixel with a 256th of that has crossed the
@@ -42,6 +43,10 @@ class HotCold(Attack):
         if self.rank < 1:
             raise UsageError(f"HotCold needs a rank from 1 upwards, found {self.rank}")
 
+    def passes(self, classes: int) -> tuple[int, int]:
+        """One gradient, then a forward pass a scale."""
+        return 2 + DOUBLINGS + BISECTIONS, 1
+
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
     ) -> Images:
@@ -54,7 +59,7 @@ class HotCold(Attack):
         direction = gradient[rows] / largest[rows].view(-1, *[1] * (images.dim() - 1))
         grey = (images * 255).round()
         found = images.clone()
-        rows, direction, low, high = self._grow(oracle, grey, goal, found, rows, direction)
+        rows, direction, low, high = self._grow(oracle, grey, found, rows, direction)
         for _ in range(BISECTIONS):
             if not len(rows):
                 break
@@ -67,7 +72,7 @@ class HotCold(Attack):
             unknown = (~above & ~below).nonzero()[:, 0]
             if len(unknown):
                 asked = rows[unknown]
-                reached = goal.at(asked).reached(oracle.logits(candidate[unknown], asked))
+                reached = oracle.reached(candidate[unknown], oracle.logits(candidate[unknown], asked), asked)
                 found[asked[reached]] = candidate[unknown][reached]
                 above[unknown] = reached
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
@@ -90,7 +95,7 @@ class HotCold(Attack):
         return hot_logit.detach().abs() * hot_logit - cold_logit.detach() * cold_logit
 
     def _grow(
-        self, oracle: Oracle, grey: Tensor, goal: Goal, found: Tensor, rows: Tensor, direction: Tensor
+        self, oracle: Oracle, grey: Tensor, found: Tensor, rows: Tensor, direction: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Double the scale until the rounded image is misclassified; returns who was, and the last interval."""
         scale = direction.new_ones(len(rows))
@@ -100,7 +105,7 @@ class HotCold(Attack):
             if not len(rows):
                 break
             candidate = _moved(grey[rows], direction, scale)
-            reached = goal.at(rows).reached(oracle.logits(candidate, rows))
+            reached = oracle.reached(candidate, oracle.logits(candidate, rows), rows)
             found[rows[reached]] = candidate[reached]
             kept.append((rows[reached], direction[reached], scale[reached]))
             going = ~reached & ~_same(candidate, limit)

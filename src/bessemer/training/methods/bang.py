@@ -32,7 +32,7 @@ class Bang(Method):
     epsilon: float | dict[str, float] = 0.815
     misclassified: float = 1.0
     bias: bool = True
-    inside: Method = Plain()  # noqa: RUF009  (a frozen value)
+    inside: Method = Plain()
 
     def __post_init__(self) -> None:
         for name in ("beta", "epsilon", "misclassified"):
