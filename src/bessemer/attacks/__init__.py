@@ -1,7 +1,7 @@
 """Attacks: one file each, one row in `ATTACKS`. An attack sees a callable and gives back images."""
 
 from bessemer.attacks import losses, parts
-from bessemer.attacks.attack import Attack, Nearest, Oracle, Outcome, Worst, borrowed
+from bessemer.attacks.attack import Attack, NearestSeen, Oracle, Outcome, WorstSeen, borrowed
 from bessemer.attacks.bim import BIM
 from bessemer.attacks.fgs_line import FGSLine
 from bessemer.attacks.fgsm import FGSM
@@ -39,10 +39,10 @@ __all__ = [
     "Goal",
     "GradientAttack",
     "HotCold",
-    "Nearest",
+    "NearestSeen",
     "Oracle",
     "Outcome",
-    "Worst",
+    "WorstSeen",
     "borrowed",
     "check_images",
     "check_labels",

@@ -184,7 +184,7 @@ def _all_zero(gradient: Tensor) -> Tensor:
     return (flat.amax(1) == 0) & (flat.amin(1) == 0)
 
 
-class Worst:
+class WorstSeen:
     """The worst point seen so far for each image: misclassified before not, then by the loss.
 
     `until_success` closes an image once its goal is reached; `open` are the places still worth trying.
@@ -241,7 +241,7 @@ class Worst:
         return reached
 
 
-class Nearest:
+class NearestSeen:
     """The nearest point seen so far that reaches the goal, for each image; the original where there was none.
 
     distance: its size in the norm of `size` (a threat's), infinite where there was none.

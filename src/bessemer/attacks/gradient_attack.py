@@ -21,7 +21,7 @@ from torch import Tensor
 
 from bessemer import randomness
 from bessemer.attacks import losses
-from bessemer.attacks.attack import Attack, Images, Oracle, Worst
+from bessemer.attacks.attack import Attack, Images, Oracle, WorstSeen
 from bessemer.attacks.goal import Goal
 from bessemer.attacks.losses import Loss
 from bessemer.attacks.parts import (
@@ -86,7 +86,7 @@ class GradientAttack(Attack):
     ) -> Images:
         """All restarts; each goes on only with the images that are still worth trying."""
         aimed = self.aim.goal(oracle, images, goal, seed, index)
-        worst = Worst(oracle, images, until_success)
+        worst = WorstSeen(oracle, images, until_success)
         for restart in range(self.restarts):
             rows = worst.open
             if rows is not None and not len(rows):
@@ -98,7 +98,14 @@ class GradientAttack(Attack):
         return worst.images
 
     def _climb(
-        self, oracle: Oracle, worst: Worst, x: Tensor, originals: Tensor, goal: Goal, aimed: Goal, rows: Tensor | None
+        self,
+        oracle: Oracle,
+        worst: WorstSeen,
+        x: Tensor,
+        originals: Tensor,
+        goal: Goal,
+        aimed: Goal,
+        rows: Tensor | None,
     ) -> None:
         """One run: offers every point it visits to `worst`."""
         loss = losses.named(self.loss)
