@@ -2,12 +2,24 @@ import csv
 import io
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from bessemer.errors import FileError
-from bessemer.records import COLUMNS, AttackRows, Curve, Evaluation, Exhibit, Finding, Share, wilson, write_record
+from bessemer.records import (
+    COLUMNS,
+    NOT_TRIED,
+    AttackRows,
+    Curve,
+    Evaluation,
+    Exhibit,
+    Finding,
+    Share,
+    wilson,
+    write_record,
+)
 
 NAN = math.nan
 
@@ -128,7 +140,7 @@ def test_an_evaluation_survives_json(evaluation):
     assert json.dumps(back.to_json()) == written
     assert back.summary()[0] == evaluation.summary()[0]
     np.testing.assert_array_equal(back.attack("C")["pass_score"], evaluation.attack("C")["pass_score"])
-    np.testing.assert_array_equal(back.gallery[0].original, evaluation.gallery[0].original)
+    np.testing.assert_allclose(back.gallery[0].original, evaluation.gallery[0].original, atol=2**-12)
     assert back.findings == evaluation.findings
     assert back.curves == evaluation.curves
     for name, dtype in COLUMNS.items():
@@ -160,3 +172,52 @@ def test_csv_has_a_line_per_image_and_attack(evaluation, tmp_path):
 def test_the_summary_shows_grey_levels_beside_pixels(evaluation):
     row = next(row for row in evaluation.summary() if row["attack"] == "C")
     assert row["linf_grey_levels"] == pytest.approx((153.0, 255 * math.sqrt(0.08)))
+
+
+@pytest.fixture
+def cascade():
+    """The suite of three attacks where each meets only what stood: A turns 0, B turns 1 and 2, C nothing."""
+
+    def rows(name, prediction, forwards):
+        columns = {column: np.zeros(5, dtype) for column, dtype in COLUMNS.items()}
+        columns["prediction"], columns["forwards"] = np.array(prediction), np.array(forwards)
+        return AttackRows(name, f"{name}()", "bounded", "Linf:0.1", columns)
+
+    return Evaluation(
+        model="m",
+        data="d",
+        suite="s",
+        threat="Linf:0.1",
+        seed=0,
+        classes=["zero", "one"],
+        index=np.arange(5),
+        label=np.zeros(5, int),
+        prediction=np.array([0, 0, 0, 0, 1]),
+        attacks=[
+            rows("A", [1, 0, 0, 0, 1], [3, 7, 7, 7, 0]),
+            rows("B", [NOT_TRIED, 1, 1, 0, 1], [0, 2, 5, 9, 0]),
+            rows("C", [NOT_TRIED, NOT_TRIED, NOT_TRIED, 0, 1], [0, 0, 0, 4, 0]),
+        ],
+    )
+
+
+def test_a_cascade_knows_who_decided_what_and_at_what_cost(cascade):
+    assert cascade.decided() == ["A", "B", "B", "", ""]
+    assert cascade.effort().tolist() == [3, 9, 12, math.inf, 0]
+    assert [cascade.robust_accuracy(name).count for name in "ABC"] == [3, 1, 1], "cumulative"
+    assert cascade.turned("B").tolist() == [False, True, True, False, False]
+    worst = cascade.worst_case()
+    assert worst is not None
+    assert worst.count == 1
+
+
+def test_robust_accuracy_after_fewer_steps_is_read_off_the_passes(cascade):
+    # A found image 0 with its third forward pass: after two steps
+    assert [share.count for share in cascade.over_steps("A", [0, 1, 2, 6])] == [4, 4, 3, 3]
+
+
+def test_distances_unite_the_minimal_attacks_of_a_norm(evaluation):
+    minimal = replace(evaluation.attacks[2], norm="Linf")
+    found = replace(evaluation, attacks=[*evaluation.attacks[:2], minimal]).distances("Linf")
+    assert found.tolist() == [0.2, 0.4, 0.6, 0.8, 1.0, 0.0]
+    assert np.isinf(evaluation.distances("L2")[:5]).all()

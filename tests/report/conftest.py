@@ -55,6 +55,7 @@ def rows(name, call, kind, threat, label, prediction, surviving, random, pass_sc
             "pass_score": np.full(n, np.nan) if kind == "bounded" else random.normal(pass_score, 0.1, n),
             "forwards": zero + 20,
             "backwards": zero + 20,
+            "verifications": zero,
             "gradients": zero + 20,
             "zero_gradients": zero,
             "zero_in_float64": zero.astype(bool),

@@ -2,6 +2,8 @@
 
 from bessemer.records.evaluation import (
     COLUMNS,
+    NOT_TRIED,
+    WORST,
     AttackRows,
     Curve,
     Evaluation,
@@ -18,6 +20,8 @@ from bessemer.records.run import RunRecord, read_metrics
 
 __all__ = [
     "COLUMNS",
+    "NOT_TRIED",
+    "WORST",
     "AttackRows",
     "Claim",
     "Curve",

@@ -7,10 +7,12 @@ succession, and statistical inference", 1927).
 
 from __future__ import annotations
 
+import base64
 import csv
 import io
 import math
 import re
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +25,19 @@ from bessemer.records.files import read_record, write_record, write_whole
 
 Column = npt.NDArray[Any]
 
+NOT_TRIED = -1  # the prediction of an image that fell to an earlier attack of a cascade and was not attacked again
+WORST = "worst case"  # the name of the curve that unites several attacks
+
 # one value per image; `pass_score` is NaN where it was not measured
 COLUMNS: dict[str, type] = {
-    "prediction": np.int64,  # the class the model gives the image the attack returned
+    "prediction": np.int64,  # the class the model gives the image the attack returned, or NOT_TRIED
     "linf": np.float64,
     "l2": np.float64,
     "l1": np.float64,
     "pass_score": np.float64,
     "forwards": np.int64,  # forward and backward passes this image was part of
     "backwards": np.int64,
+    "verifications": np.int64,  # forward passes that confirmed a success found through a cheaper copy of the model
     "gradients": np.int64,  # input gradients asked for, and how many of them were all zero in float32
     "zero_gradients": np.int64,
     "zero_in_float64": np.float64,  # 1: the first all-zero gradient was all zero in float64 too; NaN: cannot be asked
@@ -77,7 +83,8 @@ class AttackRows:
     """What one attack did to each image, in the order of `Evaluation.index`.
 
     kind: `bounded` (the worst point of a ball), `minimal` (the nearest misclassified point), `random` (one draw).
-    threat: the ball as text, such as `Linf:8/255`; empty for minimal attacks.
+    threat: the ball as text, such as `Linf:8/255`; empty for minimal attacks. norm: what a minimal attack minimises.
+    In a cascade an attack meets only images that stood so far; the others hold NOT_TRIED.
     """
 
     name: str
@@ -85,6 +92,7 @@ class AttackRows:
     kind: str
     threat: str
     columns: dict[str, Column]
+    norm: str = ""
 
     def __getitem__(self, column: str) -> Column:
         return self.columns[column]
@@ -107,7 +115,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class Curve:
-    """Robust accuracy over the radius, for one attack: `robust[i]` of `total` images survive `eps[i]`."""
+    """Robust accuracy over the radius: `robust[i]` of `total` images survive `eps[i]`.
+
+    attack: one attack, or WORST for all that were followed, united image by image.
+    """
 
     attack: str
     norm: str
@@ -130,6 +141,16 @@ class Exhibit:
     original: npt.NDArray[np.float32]
     adversarial: npt.NDArray[np.float32]
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; pixels at the 11 bits of a half, which no eye can tell from the original."""
+        return {**asdict(self), "original": _packed(self.original), "adversarial": _packed(self.adversarial)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Exhibit:
+        """The exhibit that `to_json` described."""
+        pixels = {key: _unpacked(record[key]) for key in ("original", "adversarial")}
+        return cls(**{**record, **pixels})
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -151,7 +172,8 @@ class Evaluation:
     attacks: list[AttackRows]
     findings: list[Finding] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
-    gallery: list[Exhibit] = field(default_factory=list)
+    gallery: list[Exhibit] = field(default_factory=list)  # a few images under every attack
+    specimens: list[Exhibit] = field(default_factory=list)  # more images, each under the attack that decided it
     notes: dict[str, Any] = field(default_factory=dict)  # e.g. how often PASS could not align
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -197,8 +219,51 @@ class Evaluation:
         return Share(int(self.right.sum()), len(self))
 
     def survivors(self, name: str) -> Column:
-        """Which images are right without and under the attack."""
+        """Which images are right without and under the attack; in a cascade, under those before it too."""
         return self.right & (self.attack(name)["prediction"] == self.label)
+
+    def turned(self, name: str) -> Column:
+        """Which images this attack itself turned; those that an earlier one of a cascade turned do not count."""
+        prediction = self.attack(name)["prediction"]
+        return self.right & (prediction != self.label) & (prediction != NOT_TRIED)
+
+    def decided(self) -> list[str]:
+        """The attack that turned each image first, in the order of the suite; empty where it stands or was wrong."""
+        by = [""] * len(self)
+        for rows in reversed(self.bounded or self.attacks):
+            for place in self.turned(rows.name).nonzero()[0]:
+                by[place] = rows.name
+        return by
+
+    def effort(self) -> Column:
+        """Forward passes spent on each image until it fell: 0 where it was wrong, infinite where it stands."""
+        spent = np.zeros(len(self))
+        fallen = ~self.right
+        for rows in self.bounded or self.attacks:
+            spent[~fallen] += rows["forwards"][~fallen]
+            fallen = fallen | self.turned(rows.name)
+        return np.where(fallen, spent, np.inf)
+
+    def distances(self, norm: str, name: str = "") -> Column:
+        """How far the nearest wrong answer lies from each image: of one minimal attack, or of all of them in a norm.
+
+        In units of [0, 1] pixels; 0 where the image is wrong already, infinite where nothing was found.
+        """
+        found = np.where(self.right, np.inf, 0.0)
+        for rows in self.attacks:
+            if rows.name == name or (not name and rows.kind == "minimal" and rows.norm == norm):
+                distance = np.where(self.turned(rows.name), rows[norm.lower()], np.inf)
+                found = np.minimum(found, distance)
+        return found
+
+    def over_steps(self, name: str, steps: list[int]) -> list[Share]:
+        """Robust accuracy after so many steps of one run of a gradient attack.
+
+        An image leaves the attack with the forward pass that finds it misclassified; the first looks at the start.
+        """
+        rows = self.attack(name)
+        fell_after = np.where(self.turned(name), rows["forwards"] - 1, np.inf)
+        return [Share(int((self.right & (fell_after > count)).sum()), len(self)) for count in steps]
 
     def robust_accuracy(self, name: str) -> Share:
         """The share of all images that are right without and under the attack."""
@@ -216,7 +281,7 @@ class Evaluation:
 
     def produced(self, name: str, column: str) -> tuple[float, float]:
         """Mean and standard deviation of a column over the adversarial examples the attack produced (NaN of none)."""
-        values = self.attack(name)[column][self.right & ~self.survivors(name)]
+        values = self.attack(name)[column][self.turned(name)]
         values = values[~np.isnan(values.astype(np.float64))]
         return (float(values.mean()), float(values.std())) if len(values) else (math.nan, math.nan)
 
@@ -249,6 +314,10 @@ class Evaluation:
                     "zero_in_float64_share": self.zero_in_float64_share(attack.name).value,
                     "linf": linf,
                     "linf_grey_levels": (255 * linf[0], 255 * linf[1]),
+                    "median_distance": float(np.median(self.distances(attack.norm, attack.name)))
+                    if attack.norm and len(self)
+                    else math.nan,
+                    "norm": attack.norm,
                     "pass_score": pass_score,
                 }
             )
@@ -282,20 +351,15 @@ class Evaluation:
                     "attack": rows.attack,
                     "kind": rows.kind,
                     "threat": rows.threat,
+                    "norm": rows.norm,
                     "columns": {name: _listed(column) for name, column in rows.columns.items()},
                 }
                 for rows in self.attacks
             ],
             "findings": [asdict(finding) for finding in self.findings],
             "curves": [asdict(curve) for curve in self.curves],
-            "gallery": [
-                {
-                    **asdict(exhibit),
-                    "original": _listed(exhibit.original),
-                    "adversarial": _listed(exhibit.adversarial),
-                }
-                for exhibit in self.gallery
-            ],
+            "gallery": [exhibit.to_json() for exhibit in self.gallery],
+            "specimens": [exhibit.to_json() for exhibit in self.specimens],
             "notes": self.notes,
             "provenance": self.provenance,
         }
@@ -310,23 +374,15 @@ class Evaluation:
             prediction=np.array(record["prediction"], np.int64),
             attacks=[
                 AttackRows(
-                    **{key: rows[key] for key in ("name", "attack", "kind", "threat")},
+                    **{key: rows[key] for key in ("name", "attack", "kind", "threat", "norm")},
                     columns={name: _column(rows["columns"][name], kind) for name, kind in COLUMNS.items()},
                 )
                 for rows in record["attacks"]
             ],
             findings=[Finding(**finding) for finding in record["findings"]],
             curves=[Curve(**curve) for curve in record["curves"]],
-            gallery=[
-                Exhibit(
-                    **{
-                        **exhibit,
-                        "original": np.array(exhibit["original"], np.float32),
-                        "adversarial": np.array(exhibit["adversarial"], np.float32),
-                    }
-                )
-                for exhibit in record["gallery"]
-            ],
+            gallery=[Exhibit.from_json(exhibit) for exhibit in record["gallery"]],
+            specimens=[Exhibit.from_json(exhibit) for exhibit in record["specimens"]],
             notes=record["notes"],
             provenance=record["provenance"],
         )
@@ -372,9 +428,18 @@ def _listed(column: Column) -> list[Any]:
     """A column as JSON values; floats at the precision that a float32 has, NaN as null."""
     if column.dtype.kind != "f":
         return column.tolist()
-    if column.ndim > 1:
-        return [_listed(part) for part in column]
     return [None if math.isnan(value) else float(f"{value:.9g}") for value in column.tolist()]
+
+
+def _packed(pixels: npt.NDArray[np.float32]) -> dict[str, Any]:
+    """Pixels as text: an ImageNet picture takes 300 kB instead of 1.6 MB."""
+    packed = zlib.compress(pixels.astype("<f2").tobytes())
+    return {"shape": list(pixels.shape), "halves": base64.b64encode(packed).decode()}
+
+
+def _unpacked(record: dict[str, Any]) -> npt.NDArray[np.float32]:
+    pixels = np.frombuffer(zlib.decompress(base64.b64decode(record["halves"])), "<f2")
+    return pixels.astype(np.float32).reshape(record["shape"])
 
 
 def _column(values: list[Any], kind: type) -> Column:
