@@ -11,6 +11,7 @@ ORDER = [
     "errors randomness arithmetic allocation records",
     "threat data layers",
     "models attacks",
+    "adapters",
     "training evaluation",
     "report",
     "papers",

@@ -205,6 +205,31 @@ class L1(Threat):
         threshold = (excess.gather(1, active - 1) / active).clamp_min(0)
         return (flat.sign() * (magnitude - threshold).clamp_min(0)).view_as(change)
 
+    def project(self, adversarial: Images, images: Images) -> Images:
+        """The nearest point (in L2) of ball and box together: one after the other would fall short of the rim.
+
+        A pixel that has `room` in the direction of its change u moves by clamp(|u| − t, 0, room), with the smallest
+        t ≥ 0 that brings the sum of moves down to eps (Croce and Hein, "Mind the box", 2021, section 2). Bisection
+        settles which pixels move and which have reached the wall; for these the sum is linear in t.
+        """
+        original = images.flatten(1)
+        change = adversarial.flatten(1) - original
+        wanted, room = change.abs(), torch.full_like(change, torch.inf)
+        if self.box is not None:
+            room = torch.where(change > 0, self.box[1] - original, original - self.box[0]).clamp_min(0)
+        low, high = torch.zeros_like(wanted[:, :1]), wanted.amax(1, keepdim=True)
+        high = high.where(wanted.minimum(room).sum(1, keepdim=True) > self.eps, 0)
+        for _ in range(24):  # what float32 can tell apart
+            middle = (low + high) / 2
+            fits = (wanted - middle).clamp_min_(0).minimum(room).sum(1, keepdim=True) <= self.eps
+            low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+        left = wanted - high
+        moves = left.clamp_min(0).minimum(room)
+        free = ((left > 0) & (left < room)).sum(1, keepdim=True)
+        threshold = (high - (self.eps - moves.sum(1, keepdim=True)) / free.clamp_min(1)).maximum(low)
+        moves = (wanted - threshold).clamp_min(0).minimum(room)
+        return self._clip((original + change.sign() * moves).view_as(images))
+
     def _inside(self, shape: tuple[int, ...], seed: int, index: Tensor, dtype: torch.dtype) -> Tensor:
         uniform = randomness.uniform(shape, seed, index) - 0.5  # in float32: a shorter type rounds it to the poles
         laplace = -uniform.sign() * torch.log1p(-2 * uniform.abs())

@@ -6,45 +6,37 @@ import pytest
 import torch
 from torch import nn
 
-from bessemer.attacks import BIM, FGSM, MIFGSM, PGD, RFGSM, FGSLine, GaussianNoise, GradientAttack, HotCold, parts
+from bessemer.attacks import (
+    APGD,
+    BIM,
+    BPDA,
+    DDN,
+    EOT,
+    FAB,
+    FGSM,
+    FGV,
+    MIFGSM,
+    PGD,
+    RFGSM,
+    SPSA,
+    CarliniWagner,
+    DeepFool,
+    EightBit,
+    FGSLine,
+    GaussianNoise,
+    GradientAttack,
+    HopSkipJump,
+    HotCold,
+    Spatial,
+    Square,
+    Transfer,
+    UniformNoise,
+    Within,
+    Worst,
+    parts,
+)
 from bessemer.errors import BessemerError, ImagesError, LabelsError, ModelError
 from bessemer.threat import L1, L2, Linf
-
-BOUNDED = [
-    RFGSM(Linf(0.3)),
-    RFGSM(L2(2.0)),
-    BIM(Linf(0.1)),
-    BIM(L2(0.5)),
-    MIFGSM(Linf(0.1)),
-    MIFGSM(L2(0.5)),
-    PGD(Linf(0.1), steps=5, loss="dlr"),
-    GradientAttack(Linf(0.1), 7, aim=parts.RandomClass(), step_size=parts.AtLeast(0.02)),
-    GradientAttack(Linf(0.1), 7, "dlr", aim=parts.Likely(2), start=parts.Natural(), step_size=parts.Cosine()),
-    GradientAttack(L2(0.5), 7, projection=parts.GreyLevels(), stop=parts.OnceConfident(0.1), restarts=2),
-    FGSM(Linf(0.1)),
-    FGSM(L2(0.5)),
-    FGSM(L1(2.0)),
-    PGD(Linf(0.1), steps=7),
-    PGD(L2(0.5), steps=7),
-    PGD(L1(2.0), steps=7),
-    PGD(Linf(0.1), steps=5, restarts=3),
-    PGD(Linf(0.1), steps=5, loss="margin"),
-    PGD(Linf(0.1), steps=5, random_start=False),
-]
-MINIMAL = [FGSLine(), FGSLine(loss="margin"), HotCold(), HotCold(rank=2)]
-RANDOM = [GaussianNoise(0.2), GaussianNoise(0.2, draws=4)]
-EVERY = BOUNDED + MINIMAL + RANDOM
-# those that reach the optimum of a linear model: one step of the steepest direction, or many
-OPTIMAL = [
-    FGSM(Linf(0.1)),
-    FGSM(L2(0.4)),
-    FGSM(L1(0.4)),
-    PGD(Linf(0.1), steps=7),
-    PGD(Linf(0.1), steps=5, restarts=3),
-    PGD(Linf(0.1), steps=5, loss="margin"),
-    PGD(L2(0.4), steps=30, step_size=0.2),
-    PGD(L1(0.4), steps=20),
-]
 
 
 class Small(nn.Module):
@@ -61,12 +53,123 @@ class Small(nn.Module):
         return self.head(self.drop(torch.relu(self.norm(self.conv(x))).flatten(1)))
 
 
-@pytest.fixture
-def model():
+def network():
     torch.manual_seed(0)
     model = Small()
     model(torch.rand(64, 1, 8, 8))  # running statistics that mean something
     return model
+
+
+def grey(images):
+    return (images * 255).round() / 255
+
+
+SURROGATE = network().eval()  # a twin of the model: what fools one fools the other
+BOUNDED = [
+    FGSM(Linf(0.1)),
+    FGSM(L2(0.5)),
+    FGSM(L1(2.0)),
+    RFGSM(Linf(0.3)),
+    RFGSM(L2(2.0)),
+    BIM(Linf(0.1)),
+    BIM(L2(0.5)),
+    MIFGSM(Linf(0.1)),
+    MIFGSM(L2(0.5)),
+    PGD(Linf(0.1), steps=7),
+    PGD(L2(0.5), steps=7),
+    PGD(L1(2.0), steps=7),
+    PGD(Linf(0.1), steps=5, restarts=3),
+    PGD(Linf(0.1), steps=5, loss="margin"),
+    PGD(Linf(0.1), steps=5, loss="dlr"),
+    PGD(Linf(0.1), steps=5, random_start=False),
+    GradientAttack(Linf(0.1), 7, aim=parts.RandomClass(), step_size=parts.AtLeast(0.02)),
+    GradientAttack(Linf(0.1), 7, "dlr", aim=parts.Likely(2), start=parts.Natural(), step_size=parts.Cosine()),
+    GradientAttack(L2(0.5), 7, projection=parts.GreyLevels(), stop=parts.OnceConfident(0.1), restarts=2),
+    APGD(Linf(0.1), steps=8),
+    APGD(L2(0.5), steps=8, loss="dlr", restarts=2),
+    APGD(L1(2.0), steps=12),
+    APGD(Linf(0.1), steps=6, loss="dlr", targets=3),
+    APGD(L1(2.0), steps=20, loss="margin", targets=2),
+    Within(Linf(0.1), FAB(steps=10)),
+    Within(L2(0.5), FAB("L2", steps=10, targets=3)),
+    Within(L1(2.0), FAB("L1", steps=10)),
+    Within(Linf(0.1), FGSLine()),
+    Within(L2(1.0), HotCold()),
+    Square(Linf(0.1), queries=60),
+    Square(L2(0.5), queries=200),
+    Square(L1(2.0), queries=200),
+    Square(Linf(0.1), queries=30, restarts=2, loss="dlr"),
+    SPSA(Linf(0.1), steps=8, samples=16, learning_rate=0.02),
+    SPSA(L2(0.5), steps=8, samples=16, learning_rate=0.03),
+    EOT(PGD(Linf(0.1), steps=4), samples=2),
+    EOT(PGD(L2(0.5), steps=4), samples=3),
+    EightBit(PGD(Linf(0.1), steps=7)),
+    EightBit(PGD(L2(0.5), steps=7)),
+    EightBit(PGD(L1(2.0), steps=7)),
+    Worst((PGD(Linf(0.1), steps=4), FGSM(Linf(0.1)))),
+    Worst((PGD(L2(0.5), steps=4), EightBit(FGSM(L2(0.5))))),
+    Transfer(PGD(Linf(0.1), steps=4), SURROGATE),
+    BPDA(PGD(Linf(0.1), steps=4), grey, SURROGATE),
+    EOT(Worst((EightBit(PGD(Linf(0.1), steps=4)), FGSM(Linf(0.1)))), samples=2),
+]
+# those that return whole grey levels
+ROUNDED = [
+    FGSLine(),
+    FGSLine(loss="margin"),
+    FGV(),
+    FGV(loss="margin"),
+    DDN(steps=40, levels=256),
+    HotCold(),
+    HotCold(rank=2),
+    HotCold(sign=True),
+    HotCold(overshoot=1.05),
+    Worst((FGSLine(), HotCold())),
+    EOT(HotCold(), samples=2),
+    Transfer(FGSLine(), SURROGATE),
+    BPDA(FGSLine(), grey, SURROGATE),
+]
+MINIMAL = [
+    *ROUNDED,
+    DeepFool("L2"),
+    DeepFool("Linf"),
+    DDN(steps=20),
+    CarliniWagner(steps=60, binary_steps=3, learning_rate=0.05, initial_constant=1.0),
+    FAB(steps=10),
+    FAB("L2", steps=10, targets=3),
+    FAB("L1", steps=10, restarts=2),
+    FAB("L2", steps=10, enough=0.5),
+    HopSkipJump(steps=5),
+    HopSkipJump("Linf", steps=5),
+]
+RANDOM = [
+    GaussianNoise(0.2),
+    GaussianNoise(0.2, draws=4),
+    UniformNoise(Linf(0.2)),
+    UniformNoise(L2(0.5), draws=4),
+]
+EVERY = [*BOUNDED, *MINIMAL, *RANDOM, Spatial(30, 1, 3, 3)]
+# those that reach the optimum of a linear model: one step of the steepest direction, or many
+OPTIMAL = [
+    FGSM(Linf(0.1)),
+    FGSM(L2(0.4)),
+    FGSM(L1(0.4)),
+    BIM(Linf(0.1)),
+    BIM(L2(0.4)),
+    MIFGSM(Linf(0.1)),
+    PGD(Linf(0.1), steps=7),
+    PGD(Linf(0.1), steps=5, restarts=3),
+    PGD(Linf(0.1), steps=5, loss="margin"),
+    PGD(L2(0.4), steps=30, step_size=0.2),
+    PGD(L1(0.4), steps=20),
+    APGD(Linf(0.1), steps=20),
+    APGD(L2(0.4), steps=30),
+    APGD(L1(0.4), steps=50),
+]
+
+
+@pytest.fixture
+def model():
+    return network()
 
 
 @pytest.fixture
@@ -108,11 +211,25 @@ def test_stays_in_the_ball(attack, until_success, model, batch):
     assert attack.threat.size(found - batch[0]).max() > 0
 
 
+@pytest.mark.parametrize("attack", ROUNDED, ids=repr)
+def test_attacks_of_the_papers_on_8_bit_images_return_whole_grey_levels(attack, model, batch):
+    found = attack(model, *batch)
+    torch.testing.assert_close(found * 255, (found * 255).round(), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("attack", EVERY, ids=repr)
+def test_no_image_takes_more_passes_than_announced(attack, model, batch):
+    outcome = attack.run(model, *batch, until_success=True)
+    forwards, backwards = attack.passes(4)
+    assert outcome.forwards.max() <= forwards
+    assert outcome.backwards.max() <= backwards
+    assert outcome.forwards.min() >= 1
+
+
 @pytest.mark.parametrize("attack", MINIMAL, ids=repr)
-def test_minimal_attacks_return_whole_grey_levels_that_fool_or_the_original(attack, model, batch):
+def test_minimal_attacks_return_what_fools_or_the_original(attack, model, batch):
     images, labels = batch
     found = attack(model, images, labels)
-    torch.testing.assert_close(found * 255, (found * 255).round(), rtol=0, atol=1e-4)
     model.eval()
     fooled = model(found).argmax(1) != labels
     assert fooled.any()
@@ -195,7 +312,22 @@ def test_finds_the_known_optimum_of_a_linear_model(attack, count):
     torch.testing.assert_close(gain, (attack.threat.eps * dual).expand(count), rtol=2e-3, atol=0)
 
 
-@pytest.mark.parametrize("attack", [FGSM(Linf(0.3)), PGD(Linf(0.3), steps=10), FGSLine(), HotCold()], ids=repr)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        FGSM(Linf(0.3)),
+        PGD(Linf(0.3), steps=10),
+        APGD(Linf(0.3), steps=10),
+        Square(Linf(0.3), queries=60),
+        FGSLine(),
+        FGV(),
+        HotCold(),
+        DDN(steps=40),
+        CarliniWagner(steps=60, binary_steps=3, learning_rate=0.05, initial_constant=1.0),
+        FAB(steps=10),
+    ],
+    ids=repr,
+)
 def test_reaches_a_target(attack, model, batch):
     images, labels = batch
     target = (labels + 1) % 4
@@ -269,6 +401,15 @@ def test_attacks_are_values():
         lambda: FGSLine(loss="hinge"),
         lambda: HotCold(rank=0),
         lambda: GaussianNoise(-0.1),
+        lambda: APGD(Linf(0.1), steps=0),
+        lambda: APGD(Linf(0.1), restarts=0),
+        lambda: APGD(Linf(0.1), targets=-1),
+        lambda: APGD(Linf(0.1), rho=float("nan")),
+        lambda: APGD(Linf(0.1), loss="hinge"),
+        lambda: RFGSM(Linf(0.1), share=1.5),
+        lambda: MIFGSM(Linf(0.1), decay=-1.0),
+        lambda: Within(Linf(0.1), PGD(Linf(0.1))),
+        lambda: Worst((PGD(Linf(0.1)), PGD(Linf(0.2)))),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong):

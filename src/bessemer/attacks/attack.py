@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -33,20 +33,30 @@ class Oracle:
 
     through: a cheaper copy of the model to search with, where the engine has one (see `Attack.run`); what counts is
     still the model itself, which `reached` asks before it believes a success.
-    forwards, backwards, gradients, zero_gradients: int64 tensors of shape (N,): passes each image was part of, input
-    gradients asked for, and how many of these were all zero in the model's own precision (looked for only when judging:
-    a look makes a GPU wait).
+    forwards, backwards, verifications, gradients, zero_gradients: int64 tensors of shape (N,): passes each image was
+    part of, forward passes of the model itself that confirmed a success of a cheaper copy, input gradients asked for,
+    and how many of these were all zero in the model's own precision (looked for only when judging: a look makes a GPU
+    wait).
     """
 
     def __init__(
         self, model: Model, images: Images, goal: Goal, judging: bool = True, through: Model | None = None
     ) -> None:
         self._model, self._through, self._goal, self._judging = model, through, goal, judging
-        self.forwards, self.backwards, self.gradients, self.zero_gradients = torch.zeros(
-            4, len(images), dtype=torch.int64, device=images.device
-        )
+        counters = torch.zeros(5, len(images), dtype=torch.int64, device=images.device)
+        self.forwards, self.backwards, self.verifications, self.gradients, self.zero_gradients = counters
         self._zeros: list[tuple[Tensor, Tensor, Goal, Loss]] = []
         self._answered = False
+
+    def asking(self, model: Model | None = None, through: Model | None = None) -> Oracle:
+        """The same questions, put to another model, or to this one through another stand-in; counted here all the same.
+
+        An all-zero gradient found there is counted, but cannot be asked again in float64.
+        """
+        other = copy(self)
+        other._model, other._through = self._model if model is None else model, through
+        other._zeros, other._answered = [], False
+        return other
 
     def classes(self, images: Images) -> int:
         """How many classes the model tells apart; it is asked about one image, which does not count as a pass."""
@@ -110,14 +120,18 @@ class Oracle:
 
     def reached(self, images: Images, logits: Float[Tensor, "n k"], rows: Rows = None) -> Bool[Tensor, " n"]:
         """Which images do what the attacker wants; where the search used a cheaper copy, the model itself says so."""
-        goal = self._goal.at(rows)
-        reached = goal.reached(logits)
+        reached = self._goal.at(rows).reached(logits)
         if self._through is not None and reached.any():
             places = reached.nonzero()[:, 0]
-            self._count(self.forwards, places if rows is None else rows[places])
-            with torch.no_grad():
-                reached[places] = goal.at(places).reached(self._model(images[places]))
+            asked = places if rows is None else rows[places]
+            reached[places] = self._goal.at(asked).reached(self.verdict(images[places], asked))
         return reached
+
+    def verdict(self, images: Images, rows: Rows = None) -> Float[Tensor, "n k"]:
+        """The logits of the model itself, also where the search goes through a stand-in."""
+        self._count(self.verifications, rows)
+        with torch.no_grad():
+            return self._model(images)
 
     def zero_in_float64(self) -> Float[Tensor, " n"]:
         """1 for images that met an all-zero gradient and get one in float64 as well, at that same point; 0 for others.
@@ -126,10 +140,8 @@ class Oracle:
         be copied, or insists on float32 inside.
         """
         still = torch.zeros_like(self.zero_gradients, dtype=torch.float64)
-        if not self._zeros:
-            return still
-        still[self.zero_gradients > 0] = torch.nan
-        if isinstance(self._model, nn.Module):
+        still = still.masked_fill(self.zero_gradients > 0, torch.nan)
+        if self._zeros and isinstance(self._model, nn.Module):
             try:
                 precise = deepcopy(self._model).double()
                 for places, images, goal, loss in self._zeros:
@@ -137,7 +149,7 @@ class Oracle:
                     (gradient,) = torch.autograd.grad(loss(goal, precise(x)).sum(), x)
                     still[places] = _all_zero(gradient).double()
             except (RuntimeError, TypeError):
-                still[self.zero_gradients > 0] = torch.nan
+                still = still.masked_fill(self.zero_gradients > 0, torch.nan)
         return still
 
     def _ask(self, images: Tensor, rows: Rows) -> Tensor:
@@ -155,7 +167,7 @@ class Oracle:
         if rows is None:
             counter += 1
         else:
-            counter[rows] += 1
+            counter.index_add_(0, rows, torch.ones_like(rows))  # an image may stand in a batch several times
 
     def _note_gradient(self, gradient: Tensor, images: Tensor, goal: Goal, loss: Loss, rows: Rows) -> None:
         self._count(self.gradients, rows)
@@ -275,6 +287,7 @@ class Outcome:
     images: Images
     forwards: Int[Tensor, " n"]
     backwards: Int[Tensor, " n"]
+    verifications: Int[Tensor, " n"]
     gradients: Int[Tensor, " n"]
     zero_gradients: Int[Tensor, " n"]
     zero_in_float64: Float[Tensor, " n"]
@@ -356,6 +369,7 @@ class Attack(ABC):
             found.detach(),
             oracle.forwards,
             oracle.backwards,
+            oracle.verifications,
             oracle.gradients,
             oracle.zero_gradients,
             in_float64,

@@ -6,18 +6,20 @@ and −h_y at y (Rozsa, Rudd and Boult, "Adversarial Diversity and Hard Positive
     eta = J_h(x)ᵀ w,    w_c = |h_c|,  w_y = −h_y
 
 No loss and no softmax is involved, so nothing underflows. The scale grows by doubling until the rounded image is
-misclassified, and is then bisected until two scales give the same rounded image.
+misclassified, and is then bisected until two scales give the same rounded image. A hard positive lies a little further
+along the same direction: 1.05 and 1.10 times the smallest scale that is misclassified.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from bessemer.attacks.attack import Attack, Images, Oracle
+from bessemer.attacks.attack import Attack, Images, Oracle, column
 from bessemer.attacks.goal import Goal
 from bessemer.errors import UsageError
 
@@ -32,20 +34,28 @@ class HotCold(Attack):
     """The nearest misclassified image in whole grey levels along the hot/cold direction (`rank=1` is the papers' HC1).
 
     rank: the hot class is the one with the rank-th highest logit other than the true class; a `target` takes its place.
-    Returns the original where nothing was found. Raises `UsageError` where there is no class of that rank.
+    sign: move along the direction's sign (the papers' HC-S) instead of the direction itself (HC-D).
+    overshoot: this many times as far as the nearest misclassified image, which makes hard positives; where the ray has
+    left the wrong class again by then, the nearest image stands.
+    Returns the original where nothing was found. Raises `UsageError` where there is no class of that rank, or for an
+    overshoot below 1.
     """
 
     rank: int = 1
+    sign: bool = False
+    overshoot: float = 1.0
 
     kind: ClassVar[str] = "minimal"
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise UsageError(f"HotCold needs a rank from 1 upwards, found {self.rank}")
+        if not 1 <= self.overshoot < math.inf:
+            raise UsageError(f"HotCold needs an overshoot from 1 upwards, found {self.overshoot}")
 
     def passes(self, classes: int) -> tuple[int, int]:
-        """One gradient, then a forward pass a scale."""
-        return 2 + DOUBLINGS + BISECTIONS, 1
+        """One gradient, then a forward pass a scale; hard positives take one more."""
+        return 2 + DOUBLINGS + BISECTIONS + (self.overshoot > 1), 1
 
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
@@ -56,10 +66,12 @@ class HotCold(Attack):
         largest = flat.abs().amax(1)
         # a zero direction divided by its own largest pixel would be NaN, and NaN "misclassifies"
         rows = (largest > 0).nonzero()[:, 0]
-        direction = gradient[rows] / largest[rows].view(-1, *[1] * (images.dim() - 1))
+        direction = gradient[rows].sign() if self.sign else gradient[rows] / column(largest[rows], images)
         grey = (images * 255).round()
         found = images.clone()
         rows, direction, low, high = self._grow(oracle, grey, found, rows, direction)
+        turned, ray = rows, direction
+        nearest = images.new_zeros(len(images))  # the scale of each
         for _ in range(BISECTIONS):
             if not len(rows):
                 break
@@ -76,7 +88,12 @@ class HotCold(Attack):
                 found[asked[reached]] = candidate[unknown][reached]
                 above[unknown] = reached
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+            nearest[rows] = high
             rows, direction, low, high = rows[~done], direction[~done], low[~done], high[~done]
+        if self.overshoot > 1 and len(turned):
+            further = _moved(grey[turned], ray, self.overshoot * nearest[turned])
+            still = oracle.reached(further, oracle.logits(further, turned), turned)
+            found[turned[still]] = further[still]
         return found
 
     def _objective(self, goal: Goal, logits: Tensor) -> Tensor:
