@@ -14,7 +14,7 @@ The front door:
 Images are floats in [0, 1] of shape (N, C, H, W); a model is any callable from images to logits.
 """
 
-from bessemer import attacks, data, models
+from bessemer import adapters, attacks, data, models
 from bessemer.errors import BessemerError
 from bessemer.evaluation import evaluate, pass_score
 from bessemer.layers import balance
@@ -35,6 +35,7 @@ __all__ = [
     "Linf",
     "Plain",
     "Recipe",
+    "adapters",
     "attacks",
     "balance",
     "data",
