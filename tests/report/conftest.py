@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from bessemer.records import AttackRows, Curve, Evaluation, Exhibit, Finding, RunRecord
+from bessemer.records import COLUMNS, NOT_TRIED, AttackRows, Curve, Evaluation, Exhibit, Finding, RunRecord
 
 IMAGES = 200
 PROVENANCE = {
@@ -163,3 +163,77 @@ def run(name, classes=tuple("0123456789")):
 @pytest.fixture(scope="session")
 def three_runs():
     return [run("regular"), run("bang"), run("adversarial")]
+
+
+def judged(model, label, prediction, attacks, *, suite="own", threat="Linf:0.1", index=None, **more):
+    """An evaluation from predictions: `attacks` gives each attack's name, kind, norm and columns.
+
+    What a column leaves out is filled with zeros, what a prediction leaves out is the label.
+    """
+    label, n = np.array(label, np.int64), len(label)
+    rows = []
+    for name, (kind, norm, columns) in attacks.items():
+        filled = {
+            column: np.array(columns.get(column, np.full(n, np.nan) if column == "pass_score" else np.zeros(n)), dtype)
+            for column, dtype in COLUMNS.items()
+        }
+        filled["prediction"] = np.array(columns.get("prediction", label), np.int64)
+        rows.append(AttackRows(name, f"{name}()", kind, "" if kind == "minimal" else threat, filled, norm))
+    return Evaluation(
+        model=model,
+        data="made up",
+        suite=suite,
+        threat=threat if any(rows_.threat for rows_ in rows) else "",
+        seed=0,
+        classes=[f"class {number}" for number in range(10)],
+        index=np.arange(n) if index is None else np.array(index),
+        label=label,
+        prediction=np.array(prediction, np.int64),
+        attacks=rows,
+        **more,
+    )
+
+
+def exhibit(attack, index, label, prediction, adversarial_prediction, side=8):
+    """A picture of an image that nobody drew; its pixels depend on the index alone."""
+    original = np.random.default_rng(index).random((1, side, side)).astype(np.float32)
+    return Exhibit(attack, index, label, prediction, adversarial_prediction, 0.1, 0.5, original, 1 - original)
+
+
+@pytest.fixture(scope="session")
+def cascade():
+    """Eight images: 0 is wrong, `first` turns 1, 2 and 3, `second` turns 4 of the other four, 5, 6 and 7 stand."""
+    label = np.zeros(8, np.int64)
+    attacks = {
+        "first": (
+            "bounded",
+            "",
+            {
+                "prediction": [1, 1, 2, 3, 0, 0, 0, 0],
+                "forwards": [0, 5, 2, 9, 10, 10, 10, 10],
+                "backwards": [0, 4, 1, 8, 9, 9, 9, 9],
+            },
+        ),
+        "second": (
+            "bounded",
+            "",
+            {
+                "prediction": [1, NOT_TRIED, NOT_TRIED, NOT_TRIED, 7, 0, 0, 0],
+                "forwards": [0, 0, 0, 0, 30, 100, 100, 100],
+            },
+        ),
+    }
+    specimens = [exhibit("second", place, 0, 0, 0) for place in (5, 6)]
+    specimens += [exhibit("second", 4, 0, 0, 7), exhibit("first", 1, 0, 0, 1), exhibit("first", 2, 0, 0, 2)]
+    return judged("cascaded", label, [1, 0, 0, 0, 0, 0, 0, 0], attacks, specimens=specimens)
+
+
+@pytest.fixture(scope="session")
+def minimal():
+    """Five images: 0 is wrong; the nearest wrong answers lie at 0.1, 0.2 and 0.4, and 4 has none."""
+    label = np.zeros(5, np.int64)
+    near = {"prediction": [1, 1, 1, 0, 0], "l2": [0, 0.1, 0.3, 0, 0], "forwards": [0, 9, 9, 9, 9]}
+    far = {"prediction": [1, 1, 1, 1, 0], "l2": [0, 0.5, 0.2, 0.4, 0], "forwards": [0, 7, 7, 7, 7]}
+    attacks = {"near": ("minimal", "L2", near), "far": ("minimal", "L2", far)}
+    specimens = [exhibit("near", 4, 0, 0, 0), exhibit("near", 2, 0, 0, 1), exhibit("near", 1, 0, 0, 1)]
+    return judged("small", label, [1, 0, 0, 0, 0], attacks, suite="minimal", specimens=specimens)

@@ -1,12 +1,14 @@
 """What only a browser can say: no complaint, nothing loaded from elsewhere, no sideways scrolling, readable colours."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from chromium import PROGRAM, Chromium
 from PIL import Image
 
+from bessemer.records import WORST, Curve
 from bessemer.report import report
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="neither chromium nor google-chrome is on PATH")
@@ -47,8 +49,21 @@ def browser(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def page(three_runs, tmp_path_factory):
-    return report(three_runs, tmp_path_factory.mktemp("page") / "report.html")
+def page(three_runs, cascade, minimal, tmp_path_factory):
+    """Every part that a page can have."""
+    curves = [Curve(name, "Linf", [0.0, 0.1, 0.2], [6, 4, 2], 8) for name in ("first", "second", WORST)]
+    steps = replace(cascade, suite="pgd-2000", attacks=[replace(cascade.attacks[0], name="PGD-2000")], specimens=[])
+    more = [replace(cascade, curves=curves), minimal, steps]
+    runs = [replace(run, evaluations=[*run.evaluations, *more]) for run in three_runs]
+    return report(runs, tmp_path_factory.mktemp("page") / "report.html", compare=True)
+
+
+def test_the_page_has_every_part(browser, page):
+    browser.open(page)
+    parts = "accuracy broken compare distance findings gallery order provenance radius reading steps training"
+    assert browser.value("[...document.querySelectorAll('h2[id]')].map(h => h.id).sort().join(' ')") == (
+        parts.replace("gallery", "gallery headline")
+    )
 
 
 def picture(browser):
@@ -85,6 +100,7 @@ def test_print_is_on_white_with_everything_open(browser, page):
     browser.open(page, 794, 1123, "dark", medium="print")
     assert browser.value("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert browser.value("getComputedStyle(document.querySelector('nav')).display") == "none"
+    assert browser.value("[...document.querySelectorAll('.specimens img')].every(e => e.checkVisibility())")
     assert browser.value("[...document.querySelectorAll('details pre')].every(e => e.checkVisibility())")
     assert browser.value(CONTRAST) == []
 

@@ -12,18 +12,28 @@ from bessemer.report import report as write_report
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Run folders, side by side.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN", help="Run folders, or files of evaluations (*.json), side by side.")
+    ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="The page; report.html in the first run unless given.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="The page; unless given, report.html in the first run, or beside its file as *.html."
+        ),
     ] = None,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Test each run against the first, image by image.")
+    ] = False,
 ) -> None:
     """Write one self-contained HTML page from what training and evaluation left in the runs.
 
     [bold]Examples[/bold]
       bessemer report runs/digits
-      bessemer report runs/digits runs/bang-digits --out compare.html
+      bessemer report runs/digits runs/bang-digits --compare --out compare.html
 
     The page needs no network: it can be mailed, printed and read on a phone.
     """
-    path = write_report(list(runs), out or runs[0] / "report.html")
+    first = runs[0]
+    beside = first.with_suffix(".html") if first.suffix == ".json" and not first.is_dir() else first / "report.html"
+    path = write_report(list(runs), out or beside, compare=compare)
     Console().print(f"Wrote {path}", markup=False, soft_wrap=True)

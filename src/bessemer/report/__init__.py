@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bessemer.errors import UsageError
-from bessemer.records import Evaluation, RunRecord, write_whole
+from bessemer.records import Evaluation, Exhibit, RunRecord, write_whole
 from bessemer.report.page import page
 
 __all__ = ["Reportable", "report"]
@@ -28,10 +28,11 @@ class Loaded(Protocol):
 Reportable = str | Path | RunRecord | Evaluation | Loaded
 
 
-def report(runs: Sequence[Reportable], path: str | Path) -> Path:
+def report(runs: Sequence[Reportable], path: str | Path, *, compare: bool = False) -> Path:
     """Write one self-contained HTML page about one run, or several side by side; returns its path.
 
-    runs: run folders, `RunRecord`s, `Evaluation`s, or models that `load` returned, in the order of the page.
+    runs: run folders, files that `Evaluation.save` wrote, `RunRecord`s, `Evaluation`s, or models that `load` returned,
+    in the order of the page. compare: also test each run against the first, image by image.
     Raises `UsageError` where an item is no run, `FileError` where a record is damaged or the page cannot be written;
     a page that stood there before is then still there.
     """
@@ -39,10 +40,13 @@ def report(runs: Sequence[Reportable], path: str | Path) -> Path:
         raise UsageError(f"report takes a list of runs, not one {type(runs).__name__}; write report([run], path)")
     if not runs:
         raise UsageError("report needs at least one run, and the list is empty")
+    if compare and len(runs) < 2:
+        raise UsageError("report can compare two runs or more, and the list holds one")
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name the file to write, such as {path / 'report.html'}")
-    html = page(_told_apart([_record(run, place) for place, run in enumerate(runs)]))
+    records = [_as_filed(_record(run, place)) for place, run in enumerate(runs)]
+    html = page(_told_apart(records), compare)
     # a folder's name may hold bytes that are no text
     write_whole(path, html.encode("utf-8", "replace"))
     return path
@@ -57,9 +61,27 @@ def _record(run: Reportable, place: int) -> RunRecord:
     if not isinstance(folder, str | Path):
         raise UsageError(
             f"report: item {place} of the list is a {type(run).__name__} without a run folder; "
-            "give run folders, RunRecords, Evaluations or models from bessemer.load"
+            "give run folders, files of evaluations, RunRecords, Evaluations or models from bessemer.load"
         )
+    if Path(folder).suffix == ".json" and not Path(folder).is_dir():
+        evaluation = Evaluation.read(folder)
+        return RunRecord(name=evaluation.model, evaluations=[evaluation], folder=str(folder))
     return RunRecord.read(folder)
+
+
+def _as_filed(run: RunRecord) -> RunRecord:
+    """The run with its pictures as precise as a file keeps them, so that memory and file give the same page."""
+    return replace(
+        run,
+        evaluations=[
+            replace(
+                evaluation,
+                gallery=[Exhibit.from_json(exhibit.to_json()) for exhibit in evaluation.gallery],
+                specimens=[Exhibit.from_json(exhibit.to_json()) for exhibit in evaluation.specimens],
+            )
+            for evaluation in run.evaluations
+        ],
+    )
 
 
 def _told_apart(runs: list[RunRecord]) -> list[RunRecord]:

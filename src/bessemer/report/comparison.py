@@ -34,18 +34,20 @@ class AttackKey:
     call: str
     kind: str
     threat: str
+    norm: str = ""
 
     @classmethod
     def of(cls, rows: AttackRows) -> AttackKey:
         """The key of some rows."""
-        return cls(rows.name, rows.attack, rows.kind, rows.threat)
+        return cls(rows.name, rows.attack, rows.kind, rows.threat, rows.norm)
 
     @property
     def reach(self) -> str:
         """How far the attack may go, in words."""
         ball = words.threat_text(self.threat)
         if self.kind == "minimal":
-            return f"nearest wrong answer, at most {ball}" if ball else "nearest wrong answer, any distance"
+            nearest = f"nearest wrong answer in {self.norm}" if self.norm else "nearest wrong answer"
+            return f"{nearest}, at most {ball}" if ball else f"{nearest}, any distance"
         if self.kind == "random":
             return f"random draws, {ball}" if ball else "random draws"
         return f"within {ball}" if ball else ""

@@ -21,8 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from bessemer.records import Curve, RunRecord, Share
-from bessemer.report import words
+from bessemer.records import RunRecord, Share
 
 INK, RULE = "#000001", "#000002"
 COLOURS = 6
@@ -69,9 +68,19 @@ ElementTree.register_namespace("xlink", XLINK)
 
 @dataclass(frozen=True)
 class Look:
-    """How the run at one place of the page is drawn; colour, dashes and marker, as colour alone would not do."""
+    """How a line is drawn: its colour stands for the run at one place of the page, its dashes and marker too.
+
+    Where several lines belong to one run, `style` gives each its own dashes and marker, and the one that unites them
+    is `bold`: a thick line without marks.
+    """
 
     place: int
+    style: int | None = None
+    bold: bool = False
+
+    @property
+    def _style(self) -> int:
+        return self.place if self.style is None else self.style
 
     @property
     def colour(self) -> str:
@@ -86,7 +95,7 @@ class Look:
     @property
     def dashes(self) -> str | tuple[float, tuple[float, ...]]:
         """For matplotlib."""
-        return DASHES[self.place % len(DASHES)]  # type: ignore[return-value]
+        return "solid" if self.bold else DASHES[self._style % len(DASHES)]  # type: ignore[return-value]
 
     @property
     def dash_array(self) -> str:
@@ -96,56 +105,97 @@ class Look:
     @property
     def marker(self) -> str:
         """For matplotlib."""
-        return MARKERS[self.place % len(MARKERS)][0]
+        return "" if self.bold else MARKERS[self._style % len(MARKERS)][0]
 
     @property
     def outline(self) -> str:
         """The marker for SVG."""
-        return MARKERS[self.place % len(MARKERS)][1]
+        return "" if self.bold else MARKERS[self._style % len(MARKERS)][1]
+
+    @property
+    def width(self) -> float:
+        """Of the line, in points."""
+        return 3.4 if self.bold else 1.8 if self.style is None else 1.3
 
 
-def robust_accuracy(curves: list[tuple[int, Curve]], threat: str, name: str, title: str) -> Markup:
-    """Robust accuracy over the radius, one line a run with its Wilson band; `name` makes the identifiers unique."""
+@dataclass(frozen=True)
+class Line:
+    """Robust accuracy over something: `shares[i]` of the images hold at `at[i]`.
+
+    band: with its Wilson interval. stairs: constant from one value to the next. median: marked where it is finite.
+    """
+
+    look: Look
+    at: list[float]
+    shares: list[Share]
+    band: bool = False
+    stairs: bool = False
+    median: float = math.nan
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What robust accuracy is drawn over, in `unit`; `marked` is the suite's own value, `end` where the axis ends."""
+
+    label: str
+    unit: str = ""
+    marked: float = math.nan
+    end: float = math.nan
+    logarithmic: bool = False
+
+
+def accuracy_over(lines: list[Line], axis: Axis, name: str, title: str) -> Markup:
+    """Robust accuracy over a radius, a distance or a number of steps; `name` makes the identifiers unique."""
     with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _empty("radius in [0, 1] pixels", "robust accuracy (%)")
-        largest = 0.0
-        for place, curve in curves:
-            points = sorted(zip(curve.eps, curve.robust, strict=True))
-            eps = [radius for radius, _ in points]
-            shares = [Share(robust, curve.total) for _, robust in points]
-            look = Look(place)
-            low, high = (np.array([100 * share.interval[side] for share in shares]) for side in (0, 1))
-            axes.fill_between(eps, low, high, color=look.stand_in, alpha=0.16, linewidth=0)
-            _line(axes, look, eps, [100 * share.value for share in shares], marked=True)
-            largest = max(largest, *eps) if eps else largest
+        figure, axes = _empty(axis.label, "robust accuracy (%)")
+        for line in lines:
+            _accuracy(axes, line)
         axes.set_ylim(-2, 102)
         axes.set_yticks([0, 25, 50, 75, 100])
-        if _crowded([eps for _, curve in curves for eps in curve.eps]):
-            smallest = min(eps for _, curve in curves for eps in curve.eps if eps > 0)
-            axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
+        values = [value for line in lines for value in line.at]
+        if axis.logarithmic:
+            axes.set_xscale("log")
+            axes.set_xticks(sorted(set(values)))
+            axes.xaxis.set_minor_locator(NullLocator())
+        elif _crowded(values):
+            axes.set_xscale("symlog", linthresh=min(value for value in values if value > 0), linscale=0.5)
             axes.xaxis.set_minor_locator(NullLocator())
         else:
             axes.xaxis.set_major_locator(_round(6))
-        axes.xaxis.set_major_formatter(FuncFormatter(_plain))
-        norm = curves[0][1].norm
-        suite = words.ball(threat)
-        if suite is not None and suite[0] == norm and 0 < suite[1] <= largest:
-            axes.axvline(suite[1], color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
-        if norm == "Linf":
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands if axis.logarithmic else _plain))
+        if not math.isnan(axis.end):
+            axes.set_xlim(-0.02 * axis.end, axis.end)
+        if 0 < axis.marked <= max(values, default=0):
+            axes.axvline(axis.marked, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
+        if axis.unit == "Linf":
             _grey_levels(axes)
-        return _inline(figure, name, title, _described(curves))
+        return _inline(figure, name, title, _described(lines, axis))
 
 
-def _described(curves: list[tuple[int, Curve]]) -> str:
+def _accuracy(axes: Axes, line: Line) -> None:
+    points = sorted(zip(line.at, line.shares, strict=True), key=lambda point: point[0])
+    at, shares = [value for value, _ in points], [share for _, share in points]
+    kind = "steps-post" if line.stairs else "default"
+    if line.band:
+        low, high = (np.array([100 * share.interval[side] for share in shares]) for side in (0, 1))
+        step = "post" if line.stairs else None
+        axes.fill_between(at, low, high, color=line.look.stand_in, alpha=0.16, linewidth=0, step=step)  # type: ignore[arg-type]
+    _line(axes, line.look, at, [100 * share.value for share in shares], marked=True, drawstyle=kind)
+    if math.isfinite(line.median):
+        axes.plot([line.median] * 2, [-2, 50], color=line.look.stand_in, linewidth=1, linestyle=line.look.dashes)
+
+
+def _described(lines: list[Line], axis: Axis) -> str:
     """The plot in a sentence, for those who cannot see it."""
-    radii = [eps for _, curve in curves for eps in curve.eps]
-    if not radii:
-        return "No radius was measured."
-    shares = [robust / curve.total for _, curve in curves for robust in curve.robust if curve.total]
+    values = [value for line in lines for value in line.at]
+    if not values:
+        return f"No {axis.label.split(' in ')[0]} was measured."
+    shares = [share.value for line in lines for share in line.shares if share.total]
     span = f" Robust accuracy lies between {min(shares):.1%} and {max(shares):.1%}." if shares else ""
-    lines = "One line" if len(curves) == 1 else f"{len(curves)} lines"
+    drawn = "One line" if len(lines) == 1 else f"{len(lines)} lines"
     return (
-        f"{lines}, radius from {min(radii):.3g} to {max(radii):.3g}.{span} The figures are in the table that follows."
+        f"{drawn}, {axis.label.split(' in ')[0]} from {min(values):.3g} to {max(values):.3g}.{span} "
+        "The figures are in the table that follows."
     )
 
 
@@ -195,7 +245,7 @@ def loss(runs: list[RunRecord], name: str, title: str) -> Markup | None:
             axes.set_yticks(_round_steps(min(drawn), max(drawn)))
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
         axes.xaxis.set_major_locator(_round(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda iteration, _: f"{iteration:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         text = f"{len(runs)} runs; loss between {min(drawn):.3g} and {max(drawn):.3g}, on a logarithmic axis."
         return _inline(figure, name, title, text)
 
@@ -214,7 +264,7 @@ def validation_accuracy(runs: list[RunRecord], name: str, title: str) -> Markup 
             return None
         axes.yaxis.set_major_locator(_round(5))
         axes.xaxis.set_major_locator(_round(5))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda iteration, _: f"{iteration:,.0f}"))
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         text = f"{len(runs)} runs; validation accuracy between {min(drawn):.1f} % and {max(drawn):.1f} %."
         return _inline(figure, name, title, text)
 
@@ -240,14 +290,26 @@ def _empty(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _line(axes: Axes, look: Look, x: list[float], y: list[float], marked: bool) -> None:
-    every = max(1, len(x) // 12)  # markers tell lines apart; one at every point would bury them
-    marker = look.marker if marked else None
-    axes.plot(x, y, color=look.stand_in, linestyle=look.dashes, marker=marker, markevery=every, markeredgewidth=0)
+def _line(axes: Axes, look: Look, x: list[float], y: list[float], marked: bool, drawstyle: str = "default") -> None:
+    axes.plot(
+        x,
+        y,
+        color=look.stand_in,
+        linestyle=look.dashes,
+        linewidth=look.width,
+        drawstyle=drawstyle,
+        marker=(look.marker or None) if marked else None,
+        markevery=max(1, len(x) // 12),  # markers tell lines apart; one at every point would bury them
+        markeredgewidth=0,
+    )
 
 
 def _round(most: int) -> MaxNLocator:
     return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10])
+
+
+def _thousands(value: float, _: object = None) -> str:
+    return f"{value:,.0f}"
 
 
 def _plain(value: float, _: object = None) -> str:

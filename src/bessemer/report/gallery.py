@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -99,7 +100,7 @@ def _showing(shown: list[tuple[Entry, Exhibit]]) -> Showing:
     return Showing(
         exhibit.index,
         label,
-        _picture(exhibit.original, f"Original image {exhibit.index}, of class {label}"),
+        picture(exhibit.original, f"Original image {exhibit.index}, of class {label}"),
         [_outcome(entry, exhibit) for entry, exhibit in shown],
     )
 
@@ -119,9 +120,9 @@ def _outcome(entry: Entry, exhibit: Exhibit) -> Outcome:
     return Outcome(
         entry.place,
         entry.name,
-        _picture(change, f"Change of image {exhibit.index} {what}, {'magnified' if factor else 'none'}"),
+        picture(change, f"Change of image {exhibit.index} {what}, {'magnified' if factor else 'none'}"),
         stated,
-        _picture(exhibit.adversarial, f"Image {exhibit.index} {what}: {verdict}, {sentence}"),
+        picture(exhibit.adversarial, f"Image {exhibit.index} {what}: {verdict}, {sentence}"),
         verdict,
         sentence,
         f"Linf {255 * exhibit.linf:.1f} grey levels, L2 {exhibit.l2:.2f}",
@@ -142,7 +143,18 @@ def class_name(evaluation: Evaluation, number: int) -> str:
     return evaluation.classes[number] if 0 <= number < len(evaluation.classes) else str(number)
 
 
-def _picture(pixels: npt.NDArray[np.floating], text: str) -> Picture:
+def shrunk(pixels: npt.NDArray[np.floating], side: int) -> npt.NDArray[np.floating]:
+    """Pixels (C, H, W) at no more than twice the size at which they are shown: means of squares of them."""
+    every = math.ceil(max(pixels.shape[1:]) / (2 * side))
+    if every == 1:
+        return pixels
+    channels, height, width = (pixels.shape[0], *(length // every for length in pixels.shape[1:]))
+    squares = pixels[:, : height * every, : width * every].reshape(channels, height, every, width, every)
+    means: npt.NDArray[np.floating] = squares.mean((2, 4))
+    return means
+
+
+def picture(pixels: npt.NDArray[np.floating], text: str, side: int = LONGEST_SIDE) -> Picture:
     """Pixels (C, H, W) in [0, 1] as a PNG in the page itself."""
     grey_levels = np.rint(255 * np.nan_to_num(np.asarray(pixels, np.float64)).clip(0, 1)).astype(np.uint8)
     channels, height, width = grey_levels.shape
@@ -153,8 +165,8 @@ def _picture(pixels: npt.NDArray[np.floating], text: str) -> Picture:
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     address = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
-    scale = LONGEST_SIDE // max(height, width)
+    scale = side // max(height, width)
     if scale >= 1:
         return Picture(address, text, width * scale, height * scale, small=True)
-    shrunk = LONGEST_SIDE / max(height, width)
-    return Picture(address, text, max(1, round(width * shrunk)), max(1, round(height * shrunk)), small=False)
+    less = side / max(height, width)
+    return Picture(address, text, max(1, round(width * less)), max(1, round(height * less)), small=False)

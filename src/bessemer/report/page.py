@@ -13,13 +13,15 @@ from typing import Any
 
 import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
-from bessemer.records import Curve, Finding, RunRecord
-from bessemer.report import figures, tables, words
-from bessemer.report.comparison import AttackKey, Comparison, Entry, comparisons, doubts
+from bessemer.records import Evaluation, RunRecord
+from bessemer.report import broken, figures, plots, tables, versus, words
+from bessemer.report.comparison import AttackKey, Comparison, comparisons
 from bessemer.report.gallery import galleries
 from bessemer.report.headline import headline
+from bessemer.report.lights import light, lights, noticed
+from bessemer.report.plots import Key
+from bessemer.report.specimens import orders
 
 
 @dataclass(frozen=True)
@@ -29,33 +31,16 @@ class Measured:
     comparison: Comparison
     accuracy: tables.Table
     successes: tables.Table | None
+    broken: tables.Table | None
+    explained: str
+    cascade: bool
     calls: list[AttackKey]
     notes: list[tuple[str, list[tuple[str, str]]]]
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A figure with its heading, its legend (place, name, doubted) and the table that says the same."""
-
-    heading: str
-    conditions: str
-    svg: Markup
-    legend: list[tuple[int, str, bool]]
-    table: tables.Table
-
-
-@dataclass(frozen=True)
-class Noticed:
-    """The findings of one evaluation: first what asks for attention, then the checks that found nothing."""
-
-    suite: str
-    pressing: list[Finding]
-    passed: list[Finding]
-
-
-def page(runs: list[RunRecord]) -> str:
-    """The whole page as HTML."""
-    runs = [_bounded_first(run) for run in runs]
+def page(runs: list[RunRecord], compare: bool = False) -> str:
+    """The whole page as HTML; `compare` adds a section that tests the runs against one another."""
+    runs = [_hardest_first(run) for run in runs]
     groups = comparisons(runs)
     several = len(groups) > 1
     environment = Environment(
@@ -66,20 +51,29 @@ def page(runs: list[RunRecord]) -> str:
         lstrip_blocks=True,
     )
     environment.globals["fresh"] = itertools.count(1).__next__  # numbers for captions
-    environment.filters["sentence"] = _sentence
+    environment.filters["sentence"] = words.sentence
+    environment.filters["light"] = light
+    contests = versus.contests(groups) if compare else []
     return environment.get_template("page.html").render(
         title=_title(runs),
         runs=list(enumerate(runs)),
         looks=[figures.Look(place) for place in range(len(runs))],
         headlines=[headline(run, place) for place, run in enumerate(runs)],
+        compare=compare,
+        contests=contests,
+        unmatched=versus.unmatched(groups) if compare and not contests else "",
         measured=[_measured(group) for group in groups],
-        plots=_plots(groups, several),
+        over_radius=plots.over_radius(groups, several),
+        over_distance=plots.over_distance(groups, several),
+        over_steps=plots.over_steps(groups, several),
         training=_training(runs),
-        noticed=[_noticed(run) for run in runs],
+        noticed=[noticed(run) for run in runs],
+        lights=[lights(one for evaluation in run.evaluations for one in evaluation.findings) for run in runs],
+        orders=orders(groups),
         galleries=galleries(groups),
         several=several,
         provenance=[_provenance(run) for run in runs],
-        again=_again(runs),
+        again=_again(runs, compare),
     )
 
 
@@ -95,27 +89,16 @@ def _measured(comparison: Comparison) -> Measured:
     notes = [(entry.name, _flat(entry.evaluation.notes)) for entry in comparison.entries if entry.evaluation.notes]
     if len(notes) == len(comparison.entries) > 1 and all(said == notes[0][1] for _, said in notes):
         notes = [("every run", notes[0][1])]
-    return Measured(comparison, tables.accuracy(comparison), tables.successes(comparison), comparison.attacks, notes)
-
-
-def _plots(groups: list[Comparison], several: bool) -> list[Plot]:
-    plots: list[Plot] = []
-    for group in groups:
-        curves: dict[tuple[str, str], list[tuple[Entry, Curve]]] = {}
-        for entry in group.entries:
-            for curve in entry.evaluation.curves:
-                curves.setdefault((curve.attack, curve.norm), []).append((entry, curve))
-        for (attack, norm), drawn in curves.items():
-            heading = f"{attack}, {norm}"
-            svg = figures.robust_accuracy(
-                [(entry.place, curve) for entry, curve in drawn],
-                group.threat,
-                f"curve-{len(plots) + 1}",
-                f"Robust accuracy over the {norm} radius under {attack}",
-            )
-            legend = [(entry.place, entry.name, bool(doubts(entry.evaluation, attack))) for entry, _ in drawn]
-            plots.append(Plot(heading, group.title if several else "", svg, legend, tables.over_eps(drawn)))
-    return plots
+    return Measured(
+        comparison,
+        tables.accuracy(comparison),
+        tables.successes(comparison),
+        broken.broken(comparison),
+        broken.explained(comparison),
+        any(broken.is_cascade(entry.evaluation) for entry in comparison.entries),
+        comparison.attacks,
+        notes,
+    )
 
 
 def _training(runs: list[RunRecord]) -> dict[str, Any] | None:
@@ -124,30 +107,19 @@ def _training(runs: list[RunRecord]) -> dict[str, Any] | None:
     return {
         "loss": figures.loss(runs, "loss", "Loss over the iterations"),
         "accuracy": figures.validation_accuracy(runs, "validation", "Validation accuracy over the iterations"),
-        "legend": [(place, run.name, False) for place, run in enumerate(runs) if run.metrics],
+        "legend": [Key(figures.Look(place), run.name) for place, run in enumerate(runs) if run.metrics],
         "table": tables.training(runs),
     }
 
 
-def _noticed(run: RunRecord) -> list[Noticed]:
-    noticed = []
-    for evaluation in run.evaluations:
-        # a verdict this page does not know is a note
-        found: dict[str, list[Finding]] = {"doubt": [], "note": [], "trust": []}
-        for finding in evaluation.findings:
-            found.get(finding.verdict, found["note"]).append(finding)
-        noticed.append(Noticed(evaluation.suite, found["doubt"] + found["note"], found["trust"]))
-    return noticed
+def _hardest_first(run: RunRecord) -> RunRecord:
+    """The run with the evaluation first whose worst case rests on most attacks; random draws do not count as one."""
 
+    def rank(evaluation: Evaluation) -> tuple[bool, int]:
+        searching = [rows for rows in evaluation.bounded if rows.kind != "random"]
+        return evaluation.worst_case() is None, -len(searching)
 
-def _bounded_first(run: RunRecord) -> RunRecord:
-    """The run with the evaluations that have a worst case before those that have none."""
-    return replace(run, evaluations=sorted(run.evaluations, key=lambda evaluation: evaluation.worst_case() is None))
-
-
-def _sentence(text: str) -> str:
-    """Text with a capital in front."""
-    return text[:1].upper() + text[1:]
+    return replace(run, evaluations=sorted(run.evaluations, key=rank))
 
 
 def _provenance(run: RunRecord) -> dict[str, Any]:
@@ -197,12 +169,13 @@ def _without_none(tables_: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _again(runs: list[RunRecord]) -> dict[str, Any]:
+def _again(runs: list[RunRecord], compare: bool) -> dict[str, Any]:
     """The commands that made the records, and the line that makes this page from them."""
     origins = [[run.provenance, *(evaluation.provenance for evaluation in run.evaluations)] for run in runs]
     commands = [str(origin.get("command", "")) for several in origins for origin in several]
-    if all(run.recipe for run in runs):
-        page_ = f"bessemer report {' '.join(shlex.quote(run.folder or run.name) for run in runs)} --out report.html"
-    else:  # a bare evaluation has no folder
-        page_ = 'bessemer.report([evaluation, …], "report.html")'
+    if all(run.recipe or run.folder for run in runs):
+        places = " ".join(shlex.quote(run.folder or run.name) for run in runs)
+        page_ = f"bessemer report {places}{' --compare' if compare else ''} --out report.html"
+    else:  # an evaluation in memory is in no place that could be named
+        page_ = f'bessemer.report([evaluation, …], "report.html"{", compare=True" if compare else ""})'
     return {"records": list(dict.fromkeys(filter(None, commands))), "page": page_}

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from bessemer.records import AttackRows, Curve, RunRecord, Share
+import numpy as np
+import numpy.typing as npt
+
+from bessemer.records import NOT_TRIED, AttackRows, Evaluation, RunRecord, Share
 from bessemer.report import words
 from bessemer.report.comparison import AttackKey, Comparison, Entry, doubts, worst_case_doubts
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A figure, what stands small beneath it, and whether it can be trusted."""
+    """A figure, what stands small beneath it, and whether it can be trusted.
+
+    bar: where a stretch of a bar as wide as all images begins and ends, as shares.
+    """
 
     text: str
     small: str = ""
     doubted: bool = False
+    bar: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Group:
-    """Rows under a common head; an empty head is not shown."""
+    """Rows under a common head; an empty head is not shown. `place` as in `Row`."""
 
     rows: list[Row]
     head: Cell = field(default_factory=lambda: Cell(""))
+    place: int = -1
 
 
 @dataclass(frozen=True)
@@ -110,7 +119,7 @@ def successes(comparison: Comparison) -> Table | None:
         for entry in comparison.entries
         for rows in entry.evaluation.attacks
     )
-    columns = [Column("run"), Column("success rate", "of the images right before")]
+    columns = [Column("run"), Column("success rate", "of the right images it met")]
     if with_pass:
         columns.append(Column("PASS", "1 is indistinguishable"))
     columns += [
@@ -138,7 +147,7 @@ def successes(comparison: Comparison) -> Table | None:
 
 def _success(entry: Entry, attack: AttackKey, rows: AttackRows, with_pass: bool) -> list[Cell]:
     evaluation, name = entry.evaluation, attack.name
-    rate = evaluation.success_rate(name)
+    rate = Share(int(evaluation.turned(name).sum()), int(met(evaluation, rows).sum()))
     turned = (
         f"{rate.count:,} of {rate.total:,} {words.interval(rate.interval)}" if rate.total else "none was right before"
     )
@@ -157,21 +166,55 @@ def _success(entry: Entry, attack: AttackKey, rows: AttackRows, with_pass: bool)
     return [*cells, Cell(words.percent(single.value), in_float64)]
 
 
-def over_eps(curves: list[tuple[Entry, Curve]]) -> Table:
-    """The figures of one plot: a row per radius, a column per run."""
-    norm = curves[0][1].norm
-    radii = sorted({eps for _, curve in curves for eps in curve.eps})
+def met(evaluation: Evaluation, rows: AttackRows) -> npt.NDArray[np.bool_]:
+    """Which images the attack was tried on: those that were right, and in a cascade still stood."""
+    tried: npt.NDArray[np.bool_] = evaluation.right & (rows["prediction"] != NOT_TRIED)
+    return tried
+
+
+def over(
+    caption: str, over_what: str, told: Callable[[float], str], lines: list[tuple[list[float], list[Share], Column]]
+) -> Table:
+    """The figures of one plot: a row per value on its axis, a column per line."""
+    values = sorted({value for at, _, _ in lines for value in at})
+    measured = [dict(zip(at, shares, strict=True)) for at, shares, _ in lines]
+    rows = [
+        Row(Cell(told(value)), [_share(shares[value]) if value in shares else Cell(words.NONE) for shares in measured])
+        for value in values
+    ]
+    return Table(caption, [Column(over_what), *(column for _, _, column in lines)], [Group(rows)])
+
+
+QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+
+
+def quantiles(norm: str, lines: list[tuple[tuple[float, ...], Column]]) -> Table:
+    """The figures of a staircase: within which distance so many images have a wrong answer."""
+    columns = [
+        Column(f"{100 * quantile:g}{words.SPACE}% of images", "the median" if quantile == 0.5 else "")
+        for quantile in QUANTILES
+    ]
+    rows = []
+    for distances, column in lines:
+        none = Share(sum(math.isinf(distance) for distance in distances), len(distances))
+        cells = [Cell(words.distance(norm, quantile(distances, share))) for share in QUANTILES]
+        rows.append(Row(Cell(column.text), [*cells, _share(none)], column.place))
     return Table(
-        f"Robust accuracy over the {norm} radius, with its 95\N{NO-BREAK SPACE}% interval",
-        [Column("radius"), *(Column(entry.name, "", entry.place) for entry, _ in curves)],
-        [Group([Row(Cell(words.radius(norm, eps)), [_at(curve, eps) for _, curve in curves]) for eps in radii])],
+        f"Within which {norm} distance a share of all images has a wrong answer; an image that is wrong already has it "
+        "at 0",
+        [Column("attack" if lines[0][1].place < 0 else "run"), *columns, Column("none found", "at any distance")],
+        [Group(rows)],
     )
 
 
-def _at(curve: Curve, eps: float) -> Cell:
-    if eps not in curve.eps:
-        return Cell(words.NONE)
-    return _share(Share(curve.robust[curve.eps.index(eps)], curve.total))
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value that so many of them do not exceed; halfway to the next where they divide evenly, as a median is."""
+    ordered = sorted(values)
+    if not ordered:
+        return math.nan
+    place = round(share * len(ordered), 9)
+    low, high = ordered[max(0, math.ceil(place) - 1)], ordered[min(len(ordered) - 1, math.floor(place))]
+    return low if low == high else (low + high) / 2
 
 
 def training(runs: list[RunRecord]) -> Table:

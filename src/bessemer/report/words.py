@@ -10,6 +10,9 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
+import numpy as np
+import numpy.typing as npt
+
 SPACE = "\N{NO-BREAK SPACE}"
 NONE = "–"
 
@@ -24,6 +27,27 @@ def interval(bounds: tuple[float, float]) -> str:
     return f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
 
 
+def points(difference: float) -> str:
+    """`+12.3 points`, `−4.0 points`: the difference of two shares."""
+    return NONE if math.isnan(difference) else f"{_signed(difference)}{SPACE}points"
+
+
+def points_interval(bounds: tuple[float, float]) -> str:
+    """`[+1.2, +22.6]`, in points."""
+    return f"[{_signed(bounds[0])}, {_signed(bounds[1])}]"
+
+
+def _signed(difference: float) -> str:
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}".replace("-", "\N{MINUS SIGN}") if rounded else "0.0"
+
+
+def chance(p_value: float) -> str:
+    """`p = 0.034`, `p < 0.001`."""
+    below = p_value < 0.001
+    return f"p{SPACE}<{SPACE}0.001" if below else f"p{SPACE}={SPACE}{p_value:.3f}"
+
+
 def spread(mean_and_deviation: tuple[float, float], digits: int) -> str:
     """`113.0 ± 46.9`."""
     mean, deviation = mean_and_deviation
@@ -31,8 +55,14 @@ def spread(mean_and_deviation: tuple[float, float], digits: int) -> str:
 
 
 def count(number: int, noun: str) -> str:
-    """`1,000 images`, `1 image`."""
-    return f"{number:,}{SPACE}{noun}{'' if number == 1 else 's'}"
+    """`1,000 images`, `1 image`, `2 passes`."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:,}{SPACE}{noun}{'' if number == 1 else plural}"
+
+
+def sentence(text: str) -> str:
+    """Text with a capital in front."""
+    return text[:1].upper() + text[1:]
 
 
 def duration(seconds: float) -> str:
@@ -44,6 +74,19 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}{SPACE}h {minutes}{SPACE}min" if hours else f"{minutes}{SPACE}min {rest}{SPACE}s"
+
+
+def distance(norm: str, size: float) -> str:
+    """`0.412`, for Linf `0.0314 (8/255)`; `beyond` where nothing was found at any distance."""
+    return radius(norm, size) if math.isfinite(size) else "beyond"
+
+
+def mean(values: npt.NDArray[np.integer]) -> str:
+    """`12.4`, `1,834`; a dash of nothing."""
+    if not len(values):
+        return NONE
+    average = float(values.mean())
+    return f"{average:,.0f}" if average >= 100 or average == round(average) else f"{average:.1f}"
 
 
 def listed(names: Sequence[str]) -> str:
