@@ -252,7 +252,9 @@ def test_ctrl_c_during_an_evaluation_leaves_no_record(bessemer, run, monkeypatch
     code, sentence = refusal(bessemer(f"evaluate {run} --samples 20"))
     assert code == 130
     assert sentence.startswith("interrupted")
-    assert not list(run.glob("records/*"))
+    assert not list(run.glob("records/*.json"))
+    code, _, err = bessemer(f"evaluate {run} --samples 20")
+    assert (code, [path.suffix for path in run.glob("records/*")]) == (0, [".json"]), err
 
 
 def test_resuming_what_is_finished_changes_nothing(bessemer, run):

@@ -11,8 +11,8 @@ import bessemer as bs
 from bessemer.attacks import FGSM, PGD, FGSLine, HotCold
 from bessemer.data import load
 from bessemer.errors import ImagesError, LabelsError, ModelError, ThreatError, UsageError
-from bessemer.evaluation import evaluate
-from bessemer.records import Evaluation
+from bessemer.evaluation import Suite, evaluate
+from bessemer.records import NOT_TRIED, WORST, Evaluation
 from bessemer.threat import L2, Linf
 
 
@@ -100,20 +100,104 @@ def test_minimal_attacks_keep_distances_and_similarity(model, pair):
 
 
 def test_curves_never_rise_with_the_radius(quick):
-    (curve,) = quick.curves
-    assert curve.robust == sorted(curve.robust, reverse=True)
-    assert curve.robust[0] == quick.clean_accuracy().count
-    assert curve.eps[-1] == 0.5
-    assert curve.robust[-1] == 0
+    assert [curve.attack for curve in quick.curves] == ["FGSM", "PGD-20, margin loss", WORST]
+    for curve in quick.curves:
+        assert curve.robust == sorted(curve.robust, reverse=True)
+        assert curve.robust[0] == quick.clean_accuracy().count
+        assert curve.eps[-1] == 0.5
+    *singles, worst = quick.curves
+    assert worst.robust[-1] == 0
+    for place in range(len(worst.eps)):
+        assert worst.robust[place] <= min(curve.robust[place] for curve in singles)
 
 
 def test_the_gallery_shows_the_images_that_were_judged(model, pair, quick):
     assert {exhibit.attack for exhibit in quick.gallery} == {rows.name for rows in quick.attacks}
     for exhibit in quick.gallery:
-        np.testing.assert_array_equal(exhibit.original, pair[0][exhibit.index].numpy())
+        np.testing.assert_allclose(exhibit.original, pair[0][exhibit.index].numpy(), atol=2**-11)
         rows = quick.attack(exhibit.attack)
         assert exhibit.adversarial_prediction == rows["prediction"][exhibit.index]
         assert exhibit.linf == pytest.approx(rows["linf"][exhibit.index], abs=1e-6)
+
+
+def test_specimens_are_shown_under_the_attack_that_decided_them(quick):
+    decided, last = quick.decided(), quick.attacks[-1].name
+    assert [exhibit.index for exhibit in quick.specimens] == list(np.flatnonzero(quick.right)[:24])
+    for exhibit in quick.specimens:
+        assert exhibit.attack == (decided[exhibit.index] or last)
+        assert (exhibit.adversarial_prediction != exhibit.label) == bool(decided[exhibit.index])
+
+
+def test_a_cascade_asks_only_what_stands_and_decides_the_same(model, pair):
+    attacks = {"FGSM": FGSM(Linf(0.1)), "PGD": PGD(Linf(0.1), steps=20), "margin": PGD(Linf(0.1), loss="margin")}
+    whole, cascade = (evaluate(model, pair, Suite("s", attacks, cascade=flag)) for flag in (False, True))
+    assert cascade.worst_case() == whole.worst_case()
+    assert cascade.decided() == whole.decided()
+    second = cascade.attack("PGD")
+    untried = second["prediction"] == NOT_TRIED
+    assert untried.tolist() == cascade.turned("FGSM").tolist()
+    assert untried.any()
+    assert (second["forwards"][untried] == 0).all()
+    standing = [cascade.robust_accuracy(name).count for name in attacks]
+    assert standing == sorted(standing, reverse=True)
+    assert standing[-1] == cascade.worst_case().count
+
+
+def test_images_of_any_source_are_streamed_in_pieces(model, pair):
+    """A loader's batches are cut, never joined: no more than one is held."""
+    images, labels = pair
+    asked = []
+
+    def source():
+        for start in range(0, 150, 30):
+            asked.append(start)
+            yield images[start : start + 30], labels[start : start + 30]
+
+    found = evaluate(model, source(), "quick", Linf(0.1), samples=70)
+    assert len(found) == 70
+    assert asked == [0, 30, 60], "what is not judged is not read"
+    loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(images, labels), batch_size=40)
+    assert (
+        evaluate(model, loader, "quick", Linf(0.1)).prediction.tolist()
+        == evaluate(model, pair, "quick", Linf(0.1)).prediction.tolist()
+    )
+
+
+def test_progress_runs_from_nothing_to_all_and_knows_what_stands(model, pair):
+    stages = []
+    found = evaluate(model, pair, "quick", Linf(0.1), batch_size=50, watch=stages.append)
+    done = [stage.done for stage in stages]
+    assert done == sorted(done)
+    assert done[-1] == 150
+    assert {stage.total for stage in stages} == {150}
+    assert stages[-1].standing == found.worst_case()
+    assert {stage.attack for stage in stages} >= {"FGSM", "PGD-20", "curve", ""}
+
+
+def test_images_of_the_8_bit_kind_stay_in_the_ball(model, pair):
+    images = (pair[0] * 255).round() / 255
+    found = evaluate(model, (images, pair[1]), "quick", Linf(0.1), eight_bit=True, samples=60)
+    for exhibit in found.gallery:
+        if exhibit.attack != "noise":
+            grey = exhibit.adversarial * 255
+            np.testing.assert_allclose(grey, grey.round(), atol=0.1)  # pictures are kept as halves
+    assert found.attack("PGD-20")["linf"].max() <= 0.1 + 1e-6
+    assert found.attack("PGD-20")["linf"].max() * 255 == pytest.approx(25, abs=1e-3), "25.5 rounds down"
+
+
+def test_adversarial_images_are_written_as_the_deciding_attack_left_them(model, pair, tmp_path):
+    found = evaluate(model, pair, "quick", Linf(0.1), batch_size=60, save_adversarial=tmp_path)
+    files = [np.load(path) for path in sorted(tmp_path.iterdir())]
+    assert [len(file["images"]) for file in files] == [60, 60, 30]
+    images = torch.from_numpy(np.concatenate([file["images"] for file in files]))
+    assert np.concatenate([file["attack"] for file in files]).tolist() == found.decided()
+    model.eval()
+    prediction = model(images).argmax(1).numpy()
+    model.train()
+    assert prediction.tolist() == np.concatenate([file["prediction"] for file in files]).tolist()
+    assert (prediction == found.label).sum() == found.worst_case().count
+    standing = np.array([not by for by in found.decided()])
+    torch.testing.assert_close(images[standing], pair[0][standing], rtol=0, atol=0)
 
 
 def test_an_evaluation_survives_its_file(quick, tmp_path):

@@ -1,76 +1,159 @@
-"""`bessemer evaluate`: attack a run, and keep a verdict per image."""
+"""`bessemer evaluate`: attack a run or a model of your own, and keep a verdict per image."""
 
 from __future__ import annotations
 
 import math
+import os
+import re
 import shlex
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import nn
+from torch import distributed, nn
 
 from bessemer import data as sources
 from bessemer import evaluation, training
 from bessemer.cli.options import DataDir, Device
 from bessemer.cli.progress import evaluation_bar, progress
 from bessemer.data import Dataset
-from bessemer.errors import ThreatError, UsageError
-from bessemer.records import Evaluation
+from bessemer.errors import BessemerError, ThreatError, UsageError
+from bessemer.evaluation import processes
+from bessemer.models.foreign import from_spec
+from bessemer.records import Evaluation, file_name
 from bessemer.threat import Threat, parse
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+
+
+class BelowError(BessemerError):
+    """Robust accuracy under the bar that `--fail-under` sets."""
+
+    exit_code = 3
 
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder, made by `bessemer train`.")],
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A run's folder, or a model of your own as module:function.")
+    ],
     suite: Annotated[
-        str | None, typer.Option(metavar="SUITE", help="quick, bang, …; the recipe's unless given.")
+        str | None, typer.Option(metavar="SUITE", help="quick, standard, …; the recipe's (or quick) unless given.")
     ] = None,
     threat: Annotated[
         str | None, typer.Option(metavar="NORM:EPS", help="Linf:8/255, L2:0.5, L1:12; the recipe's unless given.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Another data set than the recipe's (folder:PATH for your own).")
+        str | None,
+        typer.Option(metavar="DATA", help="A data set's name, or a folder of images DIR/CLASS/*.png."),
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="For module:function: .safetensors, .pt or .pth.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", min=1, help="Make each image of a folder a square of this side.")
     ] = None,
     samples: Annotated[int | None, typer.Option(metavar="N", min=1, help="Only the first N test images.")] = None,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="30s, 10m, 2h: as many images as fit.")] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Search in bfloat16; each success is confirmed in float32.")
+    ] = False,
+    eight_bit: Annotated[bool, typer.Option("--eight-bit", help="Only images that an 8-bit file can hold.")] = False,
     seed: Annotated[int, typer.Option(metavar="N", help="Of random starts.")] = 0,
+    batch_size: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="As many as memory allows unless given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where records go; the run, or runs/NAME for your own model.")
+    ] = None,
+    json: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the record here too, as JSON.")] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="Write a line per image and attack here.")] = None,
+    save_adversarial: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write the adversarial images here, as .npz files.")
+    ] = None,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(metavar="PERCENT", min=0, max=100, help="Exit code 3 if fewer images stand in the worst case."),
+    ] = None,
     device: Device = "cpu",
     data_dir: DataDir = None,
 ) -> None:
-    """Attack a trained network with every attack of a suite, on test images.
+    """Attack a network with every attack of a suite, on test images.
 
     [bold]Examples[/bold]
       bessemer evaluate runs/bang-digits
-      bessemer evaluate runs/bang-lenet-mnist --suite bang --samples 1000
-      bessemer evaluate runs/digits --suite quick --threat L2:0.5
+      bessemer evaluate runs/digits --suite standard --threat L2:0.5
+      bessemer evaluate mymodule:build_model --weights w.safetensors
+        --data DIR --suite standard --threat Linf:8/255 --budget 10m
 
-    A verdict per image and attack is kept in RUN/records.
+    A verdict per image and attack is kept in RUN/records. A stopped evaluation
+    goes on where it was when the same command is given again; under torchrun,
+    processes share the images.
     """
-    model: Any = training.load(run, device)
-    if model.iteration < model.recipe.training.iterations:
-        stands = f"{run} has come to iteration {model.iteration} of {model.recipe.training.iterations}"
-        Console(stderr=True).print(f"Note: {stands}; this is what is judged.", markup=False, soft_wrap=True)
-    judging = model.recipe.evaluation
-    chosen = _threat(threat) if threat is not None else judging.threat
-    dataset = images_for(model, data, data_dir)
-    found = evaluated(model, dataset, suite or judging.suite, chosen, run, samples=samples, seed=seed)
-    try:
-        found.save(run / "records")
-    finally:  # a full disk shall not cost what was found
-        print_table(found)
-    Console().print(f"\nNext: {shlex.join(['bessemer', 'report', str(run)])}", markup=False, soft_wrap=True)
+    seconds = None if budget is None else _seconds(budget)
+    wanted = None if threat is None else _threat(threat)
+    with _several_processes(device):
+        alone = processes.place()[0] == 0
+        if ":" in model and not Path(model).exists():
+            network: Any = from_spec(model, weights, device)
+            folder = out or Path("runs") / re.sub(r"[^\w.-]+", "-", model)
+            name, chosen, ball = model, suite or "quick", wanted
+            if data is None:
+                raise UsageError("--data is missing: which images? A data set of `bessemer data list`, or a folder")
+            dataset = _data(data, size, data_dir)
+        else:
+            if weights is not None:
+                raise UsageError(f"--weights goes with module:function; {model} is a run, which has its own weights")
+            network = training.load(model, device)
+            folder = out or Path(model)
+            if network.iteration < network.recipe.training.iterations and alone:
+                stands = f"{model} has come to iteration {network.iteration} of {network.recipe.training.iterations}"
+                _note(f"{stands}; this is what is judged.")
+            judging = network.recipe.evaluation
+            chosen, ball = suite or judging.suite, judging.threat if wanted is None else wanted
+            name, dataset = Path(model).resolve().name, images_for(network, data, data_dir, size)
+        found = evaluated(
+            network,
+            dataset,
+            chosen,
+            ball,
+            folder,
+            name=name,
+            samples=samples,
+            seed=seed,
+            batch_size=batch_size,
+            fast=fast,
+            eight_bit=eight_bit,
+            budget=seconds,
+            save_adversarial=save_adversarial,
+        )
+        if not alone:
+            return
+        try:
+            if json is not None:
+                found.write(json)
+            if csv is not None:
+                found.to_csv(csv)
+        finally:  # a full disk shall not cost what was found
+            print_table(found)
+    Console().print(f"\nNext: {shlex.join(['bessemer', 'report', str(folder)])}", markup=False, soft_wrap=True)
+    if fail_under is not None:
+        _require(found, fail_under)
 
 
-def images_for(model: Any, name: str | None = None, data_dir: Path | None = None) -> Dataset:
+def images_for(model: Any, name: str | None = None, data_dir: Path | None = None, size: int | None = None) -> Dataset:
     """The data set of a run's recipe, or the one that is named, which must fit the model."""
     own, settings = model.recipe.data
     if name is None or name == own:
         dataset = sources.load(own, data_dir, **settings)
     else:
-        name, _, path = name.partition(":")
-        dataset = sources.load(name, data_dir, **({"path": path} if path else {}))
+        dataset = _data(name, size, data_dir)
     if dataset.image_shape != model.image_shape:
         raise UsageError(
             f"the model takes images of shape {model.image_shape}, but {dataset.name} has {dataset.image_shape}; "
@@ -89,16 +172,31 @@ def evaluated(
     dataset: Dataset,
     suite: str,
     threat: Threat | None,
-    run: Path,
+    folder: Path,
     *,
+    name: str | None = None,
     samples: int | None = None,
     seed: int = 0,
+    **settings: Any,
 ) -> Evaluation:
-    """What an evaluation of a run finds, with a progress bar meanwhile."""
-    name = run.resolve().name
+    """What an evaluation finds, with a progress bar meanwhile; its record is saved below `folder`.
+
+    What is found on the way is kept beside the record, and taken away when it is complete.
+    """
+    name = folder.resolve().name if name is None else name
+    asked = file_name(suite, str(threat or ""), dataset.name, samples or len(dataset.test), seed)
+    journal = folder / "records" / f"{asked}.partial"
     with progress() as bars:
-        show = evaluation_bar(bars, f"{name}: {suite}")
-        return evaluation.evaluate(model, dataset, suite, threat, samples=samples, seed=seed, name=name, watch=show)
+        alone = processes.place()[0] == 0  # of several processes only the first shows how far it is
+        show = evaluation_bar(bars, f"{name}: {suite}") if alone else lambda stage: None
+        found = evaluation.evaluate(
+            model, dataset, suite, threat, samples=samples, seed=seed, name=name, watch=show, say=_note,
+            resume=journal, **settings
+        )  # fmt: skip
+    if processes.place()[0] == 0:
+        found.save(folder / "records")
+        shutil.rmtree(journal, ignore_errors=True)
+    return found
 
 
 def print_table(found: Evaluation) -> None:
@@ -110,7 +208,9 @@ def print_table(found: Evaluation) -> None:
     table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     table.add_column("attack", overflow="fold")
     with_pass = found.suite == "bang"
-    for column in ("right %", "95 %\ninterval", "turned %", *(("PASS", "Linf,\ngrey levels") if with_pass else ())):
+    minimal = any(rows.kind == "minimal" for rows in found.attacks) and not with_pass
+    extra = ("PASS", "Linf,\ngrey levels") if with_pass else ("median\ndistance",) if minimal else ()
+    for column in ("right %", "95 %\ninterval", "turned %", *extra):
         table.add_column(column, justify="right", overflow="fold")  # a narrow terminal shall not cut figures off
     for row in found.summary():
         low, high = row["interval"]
@@ -118,8 +218,12 @@ def print_table(found: Evaluation) -> None:
         cells.append(f"{100 * row['success_rate']:.2f}" if row.get("success_rate", math.nan) >= 0 else "")
         if with_pass and "pass_score" in row:
             cells += [_spread(row["pass_score"], 4), _spread(row["linf_grey_levels"], 2)]
+        if minimal:
+            cells.append(f"{row['median_distance']:.4g}" if row.get("median_distance", math.nan) >= 0 else "")
         table.add_row(*cells)
     console.print(table)
+    for attack, remark in found.notes.get("remarks", {}).items():
+        console.print(f"note: {attack}: {remark}", markup=False, soft_wrap=True)
     for finding in found.findings:
         if finding.verdict == "doubt":
             console.print(
@@ -130,12 +234,59 @@ def print_table(found: Evaluation) -> None:
             )
 
 
+def _data(name: str, size: int | None, data_dir: Path | None) -> Dataset:
+    """A data set by name, or a folder of images as `folder:PATH` or just `PATH`."""
+    source, _, path = name.partition(":")
+    if source not in sources.SOURCES and Path(name).is_dir():
+        source, path = "folder", name
+    settings: dict[str, Any] = {"path": path} if path else {}
+    if size is not None:
+        settings["size"] = size
+    return sources.load(source, data_dir, **settings)
+
+
+@contextmanager
+def _several_processes(device: str) -> Iterator[None]:
+    """Under `torchrun`, the group of all processes; only the first of them speaks."""
+    if "WORLD_SIZE" not in os.environ or distributed.is_initialized():
+        yield
+        return
+    if device.startswith("cuda"):
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    try:
+        yield
+    finally:
+        distributed.destroy_process_group()
+
+
+def _require(found: Evaluation, percent: float) -> None:
+    worst = found.worst_case()
+    if worst is None:
+        raise UsageError(f"--fail-under needs attacks with a radius, and the suite {found.suite} has none")
+    if 100 * worst.value < percent:
+        raise BelowError(f"robust accuracy is {worst}, under the {percent:g} % that --fail-under asks for")
+
+
 def _threat(text: str) -> Threat:
     """The threat of `--threat`; a radius that cannot be meant is wrong use."""
     try:
         return parse(text)
     except (ThreatError, UsageError) as problem:
         raise UsageError(f"--threat {text!r}: {problem}") from problem
+
+
+def _seconds(text: str) -> float:
+    """`30s`, `10m`, `2h` as seconds."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if match is None or not float(match[1]):
+        raise UsageError(f"--budget {text!r} is no time; write 30s, 10m or 2h")
+    return float(match[1]) * _SECONDS[match[2]]
+
+
+def _note(sentence: str) -> None:
+    if processes.place()[0] == 0:
+        Console(stderr=True).print(f"Note: {sentence}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _spread(found: tuple[float, float], digits: int) -> str:

@@ -57,7 +57,9 @@ def evaluation_bar(bars: Progress, name: str) -> Callable[[Stage], None]:
     task = bars.add_task(name, total=None, note="", visible=False)
 
     def show(stage: Stage) -> None:
+        standing = f"  standing {100 * stage.standing.value:.1f} %" if stage.standing.total else ""
         bars.start()
-        bars.update(task, completed=stage.done, total=stage.total or None, note=stage.attack, visible=True)
+        note = f"{stage.attack}{standing}"
+        bars.update(task, completed=stage.done, total=stage.total or None, note=note, visible=True)
 
     return show

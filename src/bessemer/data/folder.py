@@ -2,7 +2,7 @@
 
 png, jpg, jpeg and webp files; the classes are the folders' names in alphabetical order. Where there is no `test`, `val`
 is the test split (nothing may be chosen by it), and a tenth of each class of `train`, always the same images, is held
-out to validate.
+out to validate. For evaluation alone, `PATH/CLASS/*.png` is enough: every image is then a test image.
 
 Images are turned upright as their camera says, lose their transparency, and become RGB unless every one of them is
 grey. `size` shrinks or enlarges each until it covers a square of so many pixels, and cuts out the middle. What was
@@ -50,6 +50,8 @@ def load(root: Path | None = None, path: str = "", size: int | None = None) -> D
     if size is not None and (not isinstance(size, int) or size < 1):
         raise UsageError(f"size: images cannot be {size} pixels wide; write the side of the square, such as 64")
     home = _home(path, root)
+    if not (home / "train").is_dir() and _folders(home) and "val" not in _folders(home):
+        return _only_tests(home, size)
     classes = _classes(home / "train")
     present = [part for part in ("train", "val", "test") if part != "test" or (home / part).is_dir()]
     parts = [_files(home / part, classes) for part in present]
@@ -68,6 +70,14 @@ def load(root: Path | None = None, path: str = "", size: int | None = None) -> D
         validation=Split(train.images[held], train.labels[held]),
         test=others[0],
     )
+
+
+def _only_tests(home: Path, size: int | None) -> Dataset:
+    """A data set without training images."""
+    classes = _classes(home)
+    files = _files(home, classes)
+    test = Split(_images(home, files, size), torch.tensor([file.label for file in files]))
+    return Dataset(home.name, classes, train=test.first(0), validation=test.first(0), test=test)
 
 
 @dataclass(frozen=True)

@@ -1,48 +1,58 @@
-"""A verdict per image and attack. The judge does not trust the attacker.
+"""One honest answer for any model: a verdict per image and attack, and what follows from them.
 
-An attack proposes images; the model itself, in evaluation mode, decides whether it was fooled, and every bounded image
-is checked against its ball. Nothing is averaged here: summaries are computed from the rows (`bessemer.records`).
+Images come in batches and leave as rows of plain data; nothing is averaged here (`bessemer.records` does, later). What
+was found is kept as it comes, so that a killed evaluation goes on; under `torchrun` processes share the batches, and
+every one of them returns the whole.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bessemer import data as sources
 from bessemer.arithmetic import exact, flushed
-from bessemer.attacks import Attack, Outcome, borrowed, check_images, check_logits
+from bessemer.attacks import EightBit
 from bessemer.attacks.attack import Model
-from bessemer.data import Dataset, Split
+from bessemer.data import Dataset
 from bessemer.errors import ModelError, UsageError
-from bessemer.evaluation import suites
-from bessemer.evaluation.masking import findings
-from bessemer.evaluation.similarity import similarity
+from bessemer.evaluation import masking, memory, processes, sanity, stream, suites
+from bessemer.evaluation.adversarial import save_images
+from bessemer.evaluation.cost import estimate
+from bessemer.evaluation.fast import cheaper
+from bessemer.evaluation.found import Found, assembled, pictured
+from bessemer.evaluation.journal import Journal
+from bessemer.evaluation.judge import Batch, Judge, Part
+from bessemer.evaluation.stream import Pairs
 from bessemer.evaluation.suites import Suite
-from bessemer.records import COLUMNS, AttackRows, Curve, Evaluation, Exhibit, provenance
-from bessemer.threat import L1, L2, Linf, Threat
-
-Pairs = Split | Dataset | tuple[Any, Any] | Iterable[tuple[Any, Any]]
+from bessemer.records import WORST, Evaluation, Share, provenance
+from bessemer.threat import Threat
 
 CURVE_IMAGES = 500
-EXHIBITS = 5  # images in the gallery, each of another class
-GREY_LEVELS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)
-MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)
+BETWEEN_LOOKS = 0.2  # seconds
+BATCHES = 8  # that an evaluation on a budget is cut into at least, so that it can stop in time
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What an evaluation is at: which attack, and how many images of how many (0: not known) are done."""
+    """What an evaluation is at.
+
+    attack: which one, or empty between batches. done: images so far, those in work by the share of their passes. total:
+    of how many (0: not known). standing: running robust accuracy over the attacks and images that are done.
+    """
 
     attack: str
-    done: int
+    done: float
     total: int
+    standing: Share = Share(0, 0)
 
 
 @flushed()  # what is zero only because of that is told apart in float64
@@ -55,300 +65,329 @@ def evaluate(
     *,
     samples: int | None = None,
     seed: int = 0,
-    batch_size: int = 500,
+    batch_size: int | None = None,
     classes: Iterable[str] = (),
     name: str = "model",
+    fast: bool = False,
+    eight_bit: bool = False,
+    budget: float | None = None,
+    resume: str | Path | None = None,
+    save_adversarial: str | Path | None = None,
     watch: Callable[[Stage], None] = lambda stage: None,
+    say: Callable[[str], None] = lambda sentence: None,
 ) -> Evaluation:
     """Attack a model with every attack of a suite: rows, findings and provenance come back.
 
     model: any callable from images (N, C, H, W) in [0, 1] to logits (N, classes); an `nn.Module` is judged in
     evaluation mode and comes back as it was. data: a pair (images, labels) of tensors or arrays, a split, a data set
-    (its test images), or any iterable of such pairs, read once, batch by batch. samples: only the first so many images.
-    suite: a name (`bessemer list suites`), or a `bessemer.evaluation.Suite` of attacks of your own. threat: the ball of
-    a named suite. classes: names for the report. seed: of the random starts.
+    (its test images), a DataLoader or any iterable of such pairs, read once, batch by batch. samples: only the first so
+    many images. suite: a name (`bessemer list suites`), or a `bessemer.evaluation.Suite` of attacks of your own.
+    threat: the ball of a named suite. classes: names for the report. seed: of the random starts. batch_size: as many
+    images as half a GiB of activations allows, unless given.
 
-    Verdicts are exact: float32, and the same for any `batch_size`.
+    fast: search through a copy with folded batch norm in bfloat16; each success is confirmed by the model itself.
+    eight_bit: only images that an 8-bit file can hold. budget: seconds; as many images are judged as fit.
+    resume: a folder in which verdicts are kept as they come; called again with the same question, it goes on from
+    there. save_adversarial: a folder for the images, as .npz files. say: told what was planned.
+
+    Verdicts are exact unless `fast`: float32, and the same for any `batch_size`. Under `torch.distributed` the
+    processes share the batches, and each returns the same whole.
     Raises `ImagesError`, `LabelsError`, `ModelError`, `ThreatError` or `UsageError` with what is wrong.
     """
-    if samples is not None and samples < 1:
-        raise UsageError(f"samples should be at least 1, found {samples}")
-    if batch_size < 1:
-        raise UsageError(f"batch_size should be at least 1, found {batch_size}")
+    _check(samples, batch_size, budget)
     chosen = suites.named(suite, threat) if isinstance(suite, str) else suite
+    if eight_bit:
+        chosen = replace(chosen, attacks={key: _on_grey_levels(attack) for key, attack in chosen.attacks.items()})
     names = list(data.classes) if isinstance(data, Dataset) else list(classes)
-    judge = _Judge(model, chosen, seed, len(names) or None, watch)
-    began, total = time.monotonic(), _length(data, samples)
-    for images, labels in _batches(data, samples, batch_size):
-        judge.batch(images, labels, total)
-    if not judge.count:
+    began = time.monotonic()
+    work = _Work(
+        model,
+        chosen,
+        seed,
+        names,
+        fast=fast,
+        batch_size=batch_size,
+        budget=budget,
+        resume=resume,
+        folder=None if save_adversarial is None else Path(save_adversarial),
+        watch=watch,
+        say=say,
+    )
+    work.go_through(data, samples)
+    found = processes.gathered(work.found)
+    if not found:
         raise UsageError("there are no images to evaluate")
-    evaluation = Evaluation(
+    evaluation = assembled(
+        found,
+        chosen,
         model=name,
         data=data.name if isinstance(data, Dataset) else "",
-        suite=chosen.name,
-        threat=next((rows.threat for rows in judge.rows() if rows.threat), ""),
         seed=seed,
-        classes=names or [str(label) for label in range(judge.classes)],
-        index=np.arange(judge.count),
-        label=np.concatenate(judge.labels),
-        prediction=np.concatenate(judge.predictions),
-        attacks=judge.rows(),
-        curves=judge.curves(),
-        gallery=judge.gallery,
-        notes={
-            "predictions_that_change": judge.changing,
-            "answers_not_a_number": judge.not_a_number,
-            **({"pass_not_aligned": judge.not_aligned} if chosen.pass_scores else {}),
-        },
+        classes=names,
+    )
+    findings = [*sanity.findings(evaluation), *masking.findings(evaluation)]
+    rank = {"doubt": 0, "note": 1, "trust": 2}
+    return replace(
+        evaluation,
+        findings=sorted(findings, key=lambda finding: rank[finding.verdict]),
         provenance=provenance(
             seed=seed,
             seconds=round(time.monotonic() - began, 1),
-            device=str(judge.device),
+            device=str(work.device),
             threads=torch.get_num_threads(),
-            samples=judge.count,
-            batch_size=batch_size,
+            processes=processes.place()[1],
+            samples=len(evaluation),
+            batch_size=work.batch_size,
+            mode=work.mode,
         ),
     )
-    return replace(evaluation, findings=findings(evaluation))
 
 
-class _Judge:
-    """The rows of one evaluation as they grow, batch by batch."""
+class _Work:
+    """One process's share of an evaluation, batch by batch."""
 
     def __init__(
-        self, model: Model, suite: Suite, seed: int, classes: int | None, watch: Callable[[Stage], None]
+        self,
+        model: Model,
+        suite: Suite,
+        seed: int,
+        names: list[str],
+        *,
+        fast: bool,
+        batch_size: int | None,
+        budget: float | None,
+        resume: str | Path | None,
+        folder: Path | None,
+        watch: Callable[[Stage], None],
+        say: Callable[[str], None],
     ) -> None:
-        self.model, self.suite, self.seed, self.watch = model, suite, seed, watch
+        self.model, self.suite, self.seed, self.names = model, suite, seed, names
+        self.fast, self.batch_size, self.budget = fast, batch_size, budget
+        self.resume, self.folder, self.watch, self.say = resume, folder, watch, say
         weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
         self.device = None if weight is None else weight.device
         self.dtype = torch.float32 if weight is None else weight.dtype
         if self.dtype in (torch.float16, torch.bfloat16):
             raise ModelError(f"the model's weights are {self.dtype}, but verdicts need full precision: model.float()")
-        self.expected_classes, self.classes = classes, 0
-        self.count = self.changing = self.not_aligned = self.not_a_number = 0
-        self.labels: list[Any] = []
-        self.predictions: list[Any] = []
-        self.gallery: list[Exhibit] = []
-        self._columns: dict[str, list[dict[str, Any]]] = {attack: [] for attack in suite.attacks}
-        self._shown: set[int] = set()
-        self._robust: dict[float, int] = {}
-        self._followed = 0
+        self.mode = "exact"
+        self.found: list[Found] = []
+        self._began = time.monotonic()
+        self._progress = _Progress(suite, watch)
 
-    def batch(self, images: Tensor, labels: Tensor, total: int) -> None:
-        """Judge one batch under every attack."""
+    def go_through(self, data: Pairs, samples: int | None) -> None:
+        """Judge this process's batches of all that come."""
+        rank, world = processes.place()
+        total = stream.length(data, samples)
+        number = count = 0
+        for split in stream.splits(data, samples):
+            if not len(split):
+                continue
+            if not number:
+                limit = self._prepare(*self._here(*split.at(slice(0, memory.LARGEST))), total)
+                self._progress.total = min(total, limit) if total else 0
+            assert self.batch_size is not None
+            start = 0
+            while start < len(split):
+                size = min(self.batch_size, len(split) - start, limit - count)
+                if not size or self._out_of_time(count, size):
+                    return
+                self._progress.done = count
+                if number % world == rank:
+                    images, labels = self._here(*split.at(slice(start, start + size)))
+                    self.found.append(self._batch(number, count, images, labels))
+                number, count, start = number + 1, count + size, start + size
+            self._progress.done = count
+            self._progress.tell("")
+
+    def _out_of_time(self, done: int, size: int) -> bool:
+        """Whether the next batch, at the speed so far, would end after the budget."""
+        if self.budget is None or not done:
+            return False
+        spent = time.monotonic() - self._began
+        if spent * (done + size) / done <= self.budget:
+            return False
+        self.say(f"the budget is used up after {done:,} images: they took {spent:.0f} s, longer than estimated")
+        return True
+
+    def _here(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         self.device = self.device or images.device
-        images, labels = images.to(self.device, self.dtype), labels.to(self.device)
-        index = torch.arange(self.count, self.count + len(images), device=self.device)
-        prediction = self._predict(images, labels)
-        exhibited = self._exhibited(labels, prediction)
-        for name, attack in self.suite.attacks.items():
-            self.watch(Stage(name, self.count, total))
-            outcome, found_prediction = self._attacked(attack, images, labels, prediction, index)
-            self._file(name, attack, images, labels, prediction, outcome, found_prediction)
-            self._exhibit(name, exhibited, images, labels, prediction, outcome, found_prediction)
-        if self.suite.curve and self._followed < CURVE_IMAGES:
-            self.watch(Stage("curve", self.count, total))
-            room = slice(0, CURVE_IMAGES - self._followed)
-            self._follow(images[room], labels[room], prediction[room], index[room])
-        self.count += len(images)
-        self.labels.append(labels.cpu().numpy())
-        self.predictions.append(prediction.cpu().numpy())
-        self.watch(Stage("", self.count, total))
+        return images.to(self.device, self.dtype), labels.to(self.device)
 
-    def _predict(self, images: Tensor, labels: Tensor) -> Tensor:
-        """The classes the model gives clean images, asked twice."""
-        with torch.no_grad(), borrowed(self.model, images.device, self.seed):
-            logits = self.model(images)
-            check_logits(logits, labels, self.expected_classes)
-            if broken := int(logits.isnan().any(1).sum()):
-                raise ModelError(f"the model returns NaN for {broken} of {len(logits)} unattacked images")
-            again = self.model(images)
-        self.classes = logits.shape[1]
-        self.changing += int((logits.argmax(1) != again.argmax(1)).sum())
-        return logits.argmax(1)
-
-    def _attacked(
-        self, attack: Attack, images: Tensor, labels: Tensor, prediction: Tensor, index: Tensor
-    ) -> tuple[Outcome, Tensor]:
-        """The outcome for all images and the model's verdict on it; only those that are right need an attack."""
-        right = (prediction == labels).nonzero()[:, 0]
-        part = attack.run(
-            self.model, images[right], labels[right], seed=self.seed, index=index[right], until_success=True
+    def _prepare(self, images: Tensor, labels: Tensor, total: int) -> int:
+        """Everything that needs a few images to be found out; returns how many images are to be judged at most."""
+        self._judge = Judge(self.model, self.suite, self.seed, None, self._progress.passed)
+        logits, _ = self._judge.predict(images[:8], labels[:8], len(self.names) or None)
+        self._progress.classes = logits.shape[1]
+        if self.batch_size is None:
+            self.batch_size = memory.batch_size(self.model, images)
+        images, labels = images[: self.batch_size], labels[: self.batch_size]
+        cheap: Model | None = None
+        if self.fast:
+            cheap, done = cheaper(self.model, images)
+            self.mode = f"fast: {done}"
+            self._judge = Judge(self.model, self.suite, self.seed, cheap, self._progress.passed)
+        rank, world = processes.place()
+        self._journal = Journal(self.resume, {} if self.resume is None else self._question(logits), rank == 0)
+        processes.together()
+        if self.budget is None:
+            return 2**62
+        cost = estimate(self.model, self.suite, images, labels, cheap)
+        fits = cost.images_within(self.budget * world)
+        judged = min(fits, total) if total else fits
+        self.batch_size = min(self.batch_size, max(1, judged // BATCHES))
+        images_ = f"{judged:,} of {total:,} images" if total else f"{judged:,} images"
+        self.say(
+            f"{self.suite.name} takes about {cost.per_image:.2g} s an image here if none falls early: {images_}, "
+            f"about {judged * cost.per_image / world:.0f} s"
         )
-        threat: Threat | None = getattr(attack, "threat", None)
-        if threat is not None:
-            threat.require(part.images, images[right])
-        elif len(right):
-            check_images(part.images)
-        full: dict[str, Tensor] = {"images": images.clone()}
-        for column in ("forwards", "backwards", "gradients", "zero_gradients", "zero_in_float64"):
-            values: Tensor = getattr(part, column)
-            full[column] = values.new_zeros(len(images))
-            full[column][right] = values
-        full["images"][right] = part.images
-        verdict = prediction.clone()
-        if len(right):
-            with torch.no_grad(), borrowed(self.model, images.device, self.seed):
-                logits = self.model(part.images)
-            # NaN is no answer: it is told, and not counted as a success of the attack
-            broken = logits.isnan().any(1)
-            self.not_a_number += int(broken.sum())
-            verdict[right] = torch.where(broken, labels[right], logits.argmax(1))
-        return Outcome(**full), verdict
+        return fits
 
-    def _file(
-        self,
-        name: str,
-        attack: Attack,
-        images: Tensor,
-        labels: Tensor,
-        prediction: Tensor,
-        outcome: Outcome,
-        verdict: Tensor,
-    ) -> None:
-        change = outcome.images - images
-        produced = ((prediction == labels) & (verdict != labels)).cpu()
-        scores = torch.full((len(images),), torch.nan, dtype=torch.float64)
-        if self.suite.pass_scores and produced.any():
-            found = similarity(outcome.images.cpu()[produced], images.cpu()[produced])
-            scores[produced] = torch.as_tensor(found.scores, dtype=torch.float64)
-            self.not_aligned += int(len(found.scores) - found.converged.sum())
-        self._columns[name].append(
-            {
-                "prediction": verdict,
-                "linf": Linf(0).size(change),
-                "l2": L2(0).size(change),
-                "l1": L1(0).size(change),
-                "pass_score": scores,
-                **{
-                    column: getattr(outcome, column)
-                    for column in ("forwards", "backwards", "gradients", "zero_gradients", "zero_in_float64")
-                },
-            }
-        )
+    def _question(self, logits: Tensor) -> dict[str, Any]:
+        """What must agree for verdicts of an earlier call to count."""
+        digest = hashlib.sha256(logits.cpu().numpy().tobytes())
+        if isinstance(self.model, nn.Module):
+            for key, tensor in sorted(self.model.state_dict().items()):
+                digest.update(key.encode())
+                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return {
+            "model": digest.hexdigest(),
+            "attacks": {key: repr(attack) for key, attack in self.suite.attacks.items()},
+            "curve": list(self.suite.curve),
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "mode": self.mode,
+            "saved": self.folder is not None,
+        }
 
-    def _exhibited(self, labels: Tensor, prediction: Tensor) -> list[int]:
-        """Places in this batch that go into the gallery: the first correctly classified image of each class."""
-        places = []
-        for place in (prediction == labels).nonzero()[:, 0].tolist():
-            label = int(labels[place])
-            if len(self._shown) < EXHIBITS and label not in self._shown:
-                self._shown.add(label)
-                places.append(place)
-        return places
+    def _batch(self, number: int, place: int, images: Tensor, labels: Tensor) -> Found:
+        """All that is to be found about one batch; what the journal holds is not found again."""
+        digests, own_labels = sanity.digests(images), labels.tolist()
+        own = hashlib.sha256(json.dumps([digests, own_labels]).encode()).hexdigest()
+        clean = self._journal.recall(number, "clean")
+        known = clean is not None and clean["images"] == own
+        if clean is None or not known:
+            clean = {"images": own, **self._clean(number, images, labels)}
+            self._journal.keep(number, "clean", clean)
+        index = torch.arange(place, place + len(images), device=images.device)
+        prediction = torch.tensor(clean["prediction"], device=images.device)
+        batch = Batch(number, images, labels, index, prediction)
+        shown = pictured(number, own_labels, clean["prediction"])
+        standing = batch.right.clone()
+        bounded = any(getattr(attack, "threat", None) is not None for attack in self.suite.attacks.values())
+        parts: list[Part] = []
+        for position, name in enumerate(self.suite.attacks):
+            self._progress.begin(name, int(standing.sum()), len(images))
+            kept = self._journal.recall(number, f"attack-{position:02d}") if known else None
+            if kept is not None:
+                part = Part.from_json(kept)
+            else:
+                part = self._judge.attack(name, batch, standing, shown, keep=self.folder is not None)
+                self._journal.keep(number, f"attack-{position:02d}", part.to_json())
+            parts.append(part)
+            if part.rows.threat or not bounded:
+                right = part.rows["prediction"] == np.array(own_labels)
+                standing &= torch.from_numpy(right).to(standing.device)
+            self._progress.finish(name)
+        self._progress.stand(int(standing.sum()), len(images))
+        if self.folder is not None:
+            save_images(self.folder, batch, parts)
+        curves, followed = self._curves(number, place, batch, known)
+        notes = {key: clean[key] for key in ("classes", "counted", "preprocessing")}
+        return Found(number, place, own_labels, clean["prediction"], digests, notes, parts, curves, followed)
 
-    def _exhibit(
-        self,
-        name: str,
-        places: list[int],
-        images: Tensor,
-        labels: Tensor,
-        prediction: Tensor,
-        outcome: Outcome,
-        verdict: Tensor,
-    ) -> None:
-        for place in places:
-            original, adversarial = images[place].cpu().numpy(), outcome.images[place].cpu().numpy()
-            change = adversarial - original
-            self.gallery.append(
-                Exhibit(
-                    attack=name,
-                    index=self.count + place,
-                    label=int(labels[place]),
-                    prediction=int(prediction[place]),
-                    adversarial_prediction=int(verdict[place]),
-                    linf=float(np.abs(change).max()),
-                    l2=float(np.sqrt((change**2).sum())),
-                    original=original.astype(np.float32),
-                    adversarial=adversarial.astype(np.float32),
-                )
+    def _clean(self, number: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
+        """What the model says of images that nobody attacks."""
+        logits, counted = self._judge.predict(images, labels, len(self.names) or None)
+        seen = {} if number else sanity.preprocessing(self.model, images, labels, self.seed)
+        prediction = logits.argmax(1).tolist()
+        return {
+            "prediction": prediction,
+            "classes": logits.shape[1],
+            "counted": counted,
+            "preprocessing": seen,
+        }
+
+    def _curves(self, number: int, place: int, batch: Batch, known: bool) -> tuple[dict[str, dict[float, int]], int]:
+        """How many of the first images stand at each radius, and how many images these are."""
+        few = max(0, min(CURVE_IMAGES - place, len(batch.images)))
+        if not self.suite.curve or not few:
+            return {}, 0
+        kept = self._journal.recall(number, "curves") if known else None
+        if kept is None:
+            self._progress.tell("curve")
+            room = slice(0, few)
+            part = replace(
+                batch,
+                images=batch.images[room],
+                labels=batch.labels[room],
+                index=batch.index[room],
+                prediction=batch.prediction[room],
             )
-
-    def _follow(self, images: Tensor, labels: Tensor, prediction: Tensor, index: Tensor) -> None:
-        """Robust accuracy over the radius: what fell at a smaller radius counts as fallen at every larger one."""
-        attack: Any = self.suite.attacks[self.suite.curve]
-        standing = prediction == labels
-        for eps in radii(attack.threat):
-            if eps > 0 and standing.any():
-                wider = replace(attack, threat=replace(attack.threat, eps=eps))
-                _, verdict = self._attacked(wider, images, labels, torch.where(standing, prediction, -1), index)
-                standing &= verdict == labels
-            self._robust[eps] = self._robust.get(eps, 0) + int(standing.sum())
-        self._followed += len(images)
-
-    def rows(self) -> list[AttackRows]:
-        """What was filed, as columns."""
-        return [
-            AttackRows(
-                name=name,
-                attack=repr(attack),
-                kind=attack.kind,
-                threat=str(getattr(attack, "threat", None) or ""),
-                columns={
-                    column: np.concatenate([part[column].cpu().numpy().astype(kind) for part in self._columns[name]])
-                    for column, kind in COLUMNS.items()
-                },
-            )
-            for name, attack in self.suite.attacks.items()
-        ]
-
-    def curves(self) -> list[Curve]:
-        """Robust accuracy over the radius: of the followed attack, or from the distances of minimal attacks."""
-        if self._robust:
-            followed: Any = self.suite.attacks[self.suite.curve]
-            counts = list(self._robust.values())
-            return [Curve(self.suite.curve, followed.threat.norm, list(self._robust), counts, self._followed)]
-        labels, right = np.concatenate(self.labels), np.concatenate(self.predictions) == np.concatenate(self.labels)
-        found = []
-        for rows in self.rows():
-            if rows.kind == "minimal":
-                fallen = rows["prediction"] != labels
-                eps = [0.0, *(level / 255 for level in GREY_LEVELS)]
-                # distances in whole grey levels, as float32 has them
-                robust = [int((right & ~(fallen & (rows["linf"] <= level + 1e-6))).sum()) for level in eps]
-                found.append(Curve(rows.name, "Linf", eps, robust, len(labels)))
-        return found
+            found = self._judge.curves(part, WORST)
+            kept = {name: list(map(list, curve.items())) for name, curve in found.items()}
+            self._journal.keep(number, "curves", kept)
+        return {name: {float(eps): int(count) for eps, count in curve} for name, curve in kept.items()}, few
 
 
-def radii(threat: Threat) -> list[float]:
-    """Where a curve is measured: multiples of the threat's radius, and for Linf 0.5, which turns any image grey."""
-    values = [0.0, *(multiple * threat.eps for multiple in MULTIPLES)]
-    if isinstance(threat, Linf) and threat.box is not None:
-        values = [value for value in values if value < 0.5 or value == threat.eps] + [0.5]
-    return sorted(set(values))
+class _Progress:
+    """Where the work is, counted in images: those in work by the share of their passes that are done."""
+
+    def __init__(self, suite: Suite, watch: Callable[[Stage], None]) -> None:
+        self.total, self.done, self.classes = 0, 0, 2
+        self._suite, self._watch = suite, watch
+        self._attack, self._images = "", 0
+        self._seen, self._expected = 0, 1
+        self._weight_done = self._weight = 0.0
+        self._standing = self._judged = 0
+        self._looked = 0.0
+
+    def begin(self, name: str, standing: int, images: int) -> None:
+        """An attack on a batch begins, of which so many images are still right."""
+        forwards, _ = self._suite.attacks[name].passes(self.classes)
+        self._attack, self._images = name, images
+        self._seen, self._expected = 0, max(1, forwards * standing)
+        self._weight = sum(self._cost(other) for other in self._suite.attacks)
+        if name == next(iter(self._suite.attacks)):
+            self._weight_done = 0.0
+        self.tell(name)
+
+    def passed(self, images: int) -> None:
+        """So many images went through the model."""
+        self._seen += images
+        if time.monotonic() - self._looked >= BETWEEN_LOOKS:
+            self.tell(self._attack)
+
+    def finish(self, name: str) -> None:
+        """The attack is through with the batch."""
+        self._seen = 0
+        self._weight_done += self._cost(name)
+
+    def stand(self, standing: int, images: int) -> None:
+        """The batch is through, and so many of its images stand."""
+        self._standing, self._judged = self._standing + standing, self._judged + images
+        self.done, self._images, self._seen = self.done + images, 0, 0
+
+    def tell(self, attack: str) -> None:
+        """Let whoever watches know."""
+        self._looked = time.monotonic()
+        part = min(1.0, self._seen / self._expected) * (self._cost(attack) if attack in self._suite.attacks else 0)
+        share = (self._weight_done + part) / self._weight if self._images and self._weight else 0.0
+        standing = Share(self._standing, self._judged)
+        self._watch(Stage(attack, self.done + share * self._images, self.total, standing))
+
+    def _cost(self, name: str) -> float:
+        forwards, backwards = self._suite.attacks[name].passes(self.classes)
+        return forwards + 2 * backwards
 
 
-def _length(data: Pairs, samples: int | None) -> int:
-    """How many images there are to judge; 0 where only reading on will tell."""
-    if isinstance(data, Dataset):
-        data = data.test
-    total = len(data) if isinstance(data, Split) else len(data[1]) if isinstance(data, tuple) else 0
-    return min(total, samples) if samples is not None else total
+def _on_grey_levels(attack: Any) -> Any:
+    return EightBit(attack) if attack.kind == "bounded" else attack
 
 
-def _batches(data: Pairs, samples: int | None, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The images as float batches on their own device, cut into pieces of at most `size`."""
-    if isinstance(data, Dataset):
-        data = data.test
-    pairs: Iterable[Any] = [data] if isinstance(data, Split | tuple) else data
-    left = samples
-    for pair in pairs:
-        split = pair if isinstance(pair, Split) else _split(pair)
-        count = len(split) if left is None else min(left, len(split))
-        for start in range(0, count, size):
-            yield split.at(slice(start, min(start + size, count)))
-        if left is not None:
-            left -= count
-            if left == 0:
-                return
-
-
-def _split(pair: Any) -> Split:
-    try:
-        images, labels = pair
-    except (TypeError, ValueError):
-        raise UsageError(
-            f"data should be (images, labels), a data set, or an iterable of such pairs, not {type(pair).__name__}"
-        ) from None
-    return sources.from_pair(images, labels)
+def _check(samples: int | None, batch_size: int | None, budget: float | None) -> None:
+    if samples is not None and samples < 1:
+        raise UsageError(f"samples should be at least 1, found {samples}")
+    if batch_size is not None and batch_size < 1:
+        raise UsageError(f"batch_size should be at least 1, found {batch_size}")
+    if budget is not None and not budget > 0:
+        raise UsageError(f"budget should be some seconds, found {budget}")

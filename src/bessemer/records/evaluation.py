@@ -13,7 +13,7 @@ import io
 import math
 import re
 import zlib
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +96,23 @@ class AttackRows:
 
     def __getitem__(self, column: str) -> Column:
         return self.columns[column]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; NaN becomes null."""
+        facts = {key: getattr(self, key) for key in ("name", "attack", "kind", "threat", "norm")}
+        return {**facts, "columns": {name: _listed(column) for name, column in self.columns.items()}}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> AttackRows:
+        """The rows that `to_json` described."""
+        facts = {key: record[key] for key in ("name", "attack", "kind", "threat", "norm")}
+        return cls(**facts, columns={name: _column(record["columns"][name], kind) for name, kind in COLUMNS.items()})
+
+    @classmethod
+    def joined(cls, parts: list[AttackRows]) -> AttackRows:
+        """The rows of one attack on several batches, one after another."""
+        columns = {name: np.concatenate([part[name] for part in parts]) for name in COLUMNS}
+        return replace(parts[0], columns=columns)
 
 
 @dataclass(frozen=True)
@@ -345,17 +362,7 @@ class Evaluation:
             "index": self.index.tolist(),
             "label": self.label.tolist(),
             "prediction": self.prediction.tolist(),
-            "attacks": [
-                {
-                    "name": rows.name,
-                    "attack": rows.attack,
-                    "kind": rows.kind,
-                    "threat": rows.threat,
-                    "norm": rows.norm,
-                    "columns": {name: _listed(column) for name, column in rows.columns.items()},
-                }
-                for rows in self.attacks
-            ],
+            "attacks": [rows.to_json() for rows in self.attacks],
             "findings": [asdict(finding) for finding in self.findings],
             "curves": [asdict(curve) for curve in self.curves],
             "gallery": [exhibit.to_json() for exhibit in self.gallery],
@@ -372,13 +379,7 @@ class Evaluation:
             index=np.array(record["index"], np.int64),
             label=np.array(record["label"], np.int64),
             prediction=np.array(record["prediction"], np.int64),
-            attacks=[
-                AttackRows(
-                    **{key: rows[key] for key in ("name", "attack", "kind", "threat", "norm")},
-                    columns={name: _column(rows["columns"][name], kind) for name, kind in COLUMNS.items()},
-                )
-                for rows in record["attacks"]
-            ],
+            attacks=[AttackRows.from_json(rows) for rows in record["attacks"]],
             findings=[Finding(**finding) for finding in record["findings"]],
             curves=[Curve(**curve) for curve in record["curves"]],
             gallery=[Exhibit.from_json(exhibit) for exhibit in record["gallery"]],
@@ -393,8 +394,12 @@ class Evaluation:
         Returns the path. Raises `FileError`.
         """
         path = Path(folder) / f"{self.name}.json"
-        write_record(path, self.to_json())
+        self.write(path)
         return path
+
+    def write(self, path: str | Path) -> None:
+        """Write it (with its digest) under a name of your own. Raises `FileError`."""
+        write_record(Path(path), self.to_json())
 
     @classmethod
     def read(cls, path: str | Path) -> Evaluation:

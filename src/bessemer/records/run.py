@@ -20,7 +20,7 @@ from bessemer.records.files import read_record
 class RunRecord:
     """What a finished run says of itself.
 
-    recipe: the complete recipe as nested tables; empty for a bare `Evaluation`.
+    recipe: the complete recipe as nested tables; empty for a model that was trained elsewhere.
     metrics: the lines of `metrics.jsonl`, each with `iteration` and either `loss`, `lr`, `seconds` (training, a mean
     since the line before) or `validation_loss`, `validation_accuracy`.
     evaluations: for each suite, data set and threat the one with the most images.
@@ -39,6 +39,9 @@ class RunRecord:
         """The run in a folder. Raises `UsageError` where it is none, `FileError` where a part is damaged."""
         folder = Path(folder)
         recipe = folder / "recipe.toml"
+        records = sorted((folder / "records").glob("*.json"))
+        if not recipe.is_file() and records:  # a model that was trained elsewhere
+            return cls(folder.resolve().name, evaluations=_largest([Evaluation.read(path) for path in records]))
         if not recipe.is_file():
             raise UsageError(
                 f"{folder} is no run: it has no recipe.toml; train one with `bessemer train RECIPE --out {folder}`"
@@ -52,7 +55,7 @@ class RunRecord:
             name=folder.resolve().name,
             recipe=tables,
             metrics=read_metrics(folder / "metrics.jsonl"),
-            evaluations=_largest([Evaluation.read(path) for path in sorted((folder / "records").glob("*.json"))]),
+            evaluations=_largest([Evaluation.read(path) for path in records]),
             provenance=read_record(origin) if origin.is_file() else {},
             folder=str(folder),
         )

@@ -1,0 +1,153 @@
+"""Is it the question that was meant? Signs that images, labels or the model are not what the evaluation takes them for.
+
+Measured on the images as they come, and kept as notes; `findings` says in words what they mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bessemer.attacks import borrowed
+from bessemer.attacks.attack import Model
+from bessemer.records import Evaluation, Finding, Share
+
+IMAGES = 200  # enough to tell a wrong normalisation from a right one
+# what models of the field are commonly trained on: mean and deviation of each channel
+NORMALISATIONS: dict[str, tuple[list[float], list[float]]] = {
+    "pixels from -1 to 1": ([0.5], [0.5]),
+    "grey levels from 0 to 255": ([0.0], [1 / 255]),
+    "ImageNet's mean and deviation": ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
+    "CIFAR-10's mean and deviation": ([0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]),
+    "MNIST's mean and deviation": ([0.1307], [0.3081]),
+}
+
+
+def preprocessing(model: Model, images: Tensor, labels: Tensor, seed: int) -> dict[str, Any]:
+    """How many of the first images the model gets right as they are, and at best under a common normalisation."""
+    images, labels = images[:IMAGES], labels[:IMAGES]
+    right: dict[str, list[bool]] = {}
+    with torch.no_grad(), borrowed(model, images.device, seed):
+        right[""] = (model(images).argmax(1) == labels).tolist()
+        for name, (mean, deviation) in NORMALISATIONS.items():
+            if images.dim() == 4 and len(mean) in (1, images.shape[1]):
+                shift, scale = (torch.tensor(values).to(images).view(1, -1, 1, 1) for values in (mean, deviation))
+                try:
+                    right[name] = (model((images - shift) / scale).argmax(1) == labels).tolist()
+                except (RuntimeError, ValueError, AssertionError):  # a model may refuse what lies outside [0, 1]
+                    continue
+    best = max(right, key=lambda name: sum(right[name]))
+    gained = sum(so and not plain for so, plain in zip(right[best], right[""], strict=True))
+    lost = sum(plain and not so for so, plain in zip(right[best], right[""], strict=True))
+    return {"as": best, "right": sum(right[""]), "gained": gained, "lost": lost, "images": len(labels)}
+
+
+def digests(images: Tensor) -> list[int]:
+    """A number per image that another image does not have."""
+    return [
+        int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=7).digest())
+        for image in images.cpu().contiguous().numpy()
+    ]
+
+
+def findings(evaluation: Evaluation) -> list[Finding]:
+    """What was looked for, found or not."""
+    return [
+        *_preprocessing(evaluation),
+        _labels(evaluation),
+        _duplicates(evaluation),
+        _buffers(evaluation),
+        *_radius(evaluation),
+    ]
+
+
+def _preprocessing(evaluation: Evaluation) -> list[Finding]:
+    seen = evaluation.notes.get("preprocessing")
+    if not seen or not seen["images"]:
+        return []
+    from scipy.stats import binomtest  # noqa: PLC0415  (half a second that nobody else needs to wait)
+
+    gained, lost, count = seen["gained"], seen["lost"], seen["images"]
+    missing = gained - lost >= max(5, 0.05 * count) and bool(
+        binomtest(gained, gained + lost, alternative="greater").pvalue < 0.001
+    )
+    return [
+        Finding(
+            name="preprocessing fits",
+            verdict="doubt" if missing else "trust",
+            figure=f"{Share(seen['right'], count)} of the first {count} images are right as they are"
+            + (f", {Share(seen['right'] + gained - lost, count)} after {seen['as']}" if missing else ""),
+            meaning="The model was trained on normalised images but gets raw pixels in [0, 1]: every figure is about "
+            "another model than the one that would be used."
+            if missing
+            else "No common normalisation makes the model better, so it gets its images as it wants them.",
+            advice="Put the normalisation into the model: nn.Sequential(bessemer.models.Normalize(mean, std), model)."
+            if missing
+            else "",
+        )
+    ]
+
+
+def _labels(evaluation: Evaluation) -> Finding:
+    from scipy.stats import binomtest  # noqa: PLC0415
+
+    right, count = int(evaluation.right.sum()), len(evaluation)
+    chance = 1 / max(2, len(evaluation.classes))
+    below = bool(binomtest(right, count, chance, alternative="less").pvalue < 0.01)
+    above = bool(binomtest(right, count, chance, alternative="greater").pvalue < 0.01)
+    verdict = "doubt" if below else "trust" if above else "note"
+    meaning = "The model does better than guessing, so its classes are those of the labels."
+    if below:
+        meaning = "Worse than guessing: the classes of the model and of the labels are likely in another order."
+    elif not above:
+        meaning = "No better than guessing: there is nothing here for an attack to take away."
+    return Finding(
+        name="labels fit",
+        verdict=verdict,
+        figure=f"{Share(right, count)} of unattacked images are right, guessing gets {100 * chance:.1f} %",
+        meaning=meaning,
+        advice="" if above else "Look at a few images with their labels and predictions before anything else.",
+    )
+
+
+def _duplicates(evaluation: Evaluation) -> Finding:
+    copies = int(evaluation.notes.get("duplicates", 0))
+    return Finding(
+        name="images are distinct",
+        verdict="note" if copies else "trust",
+        figure=f"{copies} of {len(evaluation)} images are copies of another one",
+        meaning="Copies count several times: the figures lean towards them, and the intervals are too narrow."
+        if copies
+        else "No image counts twice.",
+        advice="Evaluate on distinct images." if copies else "",
+    )
+
+
+def _buffers(evaluation: Evaluation) -> Finding:
+    changing = bool(evaluation.notes.get("buffers_change"))
+    return Finding(
+        name="evaluation mode is at rest",
+        verdict="note" if changing else "trust",
+        figure="the model writes into its buffers in evaluation mode" if changing else "no buffer changes in a call",
+        meaning="What the model answers may depend on what it was asked before; it is given back as it was."
+        if changing
+        else "An answer does not depend on the questions before it.",
+        advice="Look for statistics that are still updated in evaluation mode." if changing else "",
+    )
+
+
+def _radius(evaluation: Evaluation) -> list[Finding]:
+    if evaluation.threat.partition(":")[2] not in ("0", "0.0"):
+        return []
+    return [
+        Finding(
+            name="there is a radius",
+            verdict="note",
+            figure=f"the threat is {evaluation.threat}",
+            meaning="Nobody may change anything, so robust accuracy is clean accuracy.",
+            advice="Give a radius above 0, such as Linf:8/255.",
+        )
+    ]

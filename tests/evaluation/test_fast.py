@@ -1,0 +1,114 @@
+"""The cheaper copy answers like the model, and nothing counts that the model has not confirmed."""
+
+import pytest
+import torch
+from torch import nn
+
+from bessemer.attacks import PGD
+from bessemer.errors import ModelError
+from bessemer.evaluation import Suite, evaluate
+from bessemer.evaluation.fast import cheaper
+from bessemer.threat import Linf
+
+THREAT = Linf(0.01)
+
+
+class Block(nn.Module):
+    """A short cut around two convolutions with batch norm."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+        self.conv2, self.norm2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)
+
+    def forward(self, x):
+        return torch.relu(x + self.norm2(self.conv2(torch.relu(self.norm1(self.conv1(x))))))
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), Block(8), nn.AdaptiveAvgPool2d(4), nn.Flatten(),
+        nn.Linear(128, 10),
+    )  # fmt: skip
+    for _ in range(3):
+        model(torch.rand(64, 3, 16, 16))
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def pair(model):
+    images = torch.rand(80, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    return images, model(images).argmax(1)
+
+
+def test_the_copy_is_folded_and_answers_alike(model, pair):
+    copy, done = cheaper(model, pair[0])
+    assert done == "channels last, batch norm folded, bfloat16"
+    logits = model(pair[0])
+    assert (copy(pair[0]) - logits).abs().max() < 0.03 * logits.abs().max()
+    assert copy(pair[0]).dtype == torch.float32
+    assert isinstance(model[1], nn.BatchNorm2d), "the model itself is not touched"
+
+
+def test_every_success_is_the_models_own(model, pair):
+    found = evaluate(model, pair, Suite("s", {"PGD": PGD(THREAT, steps=10)}), fast=True)
+    images = PGD(THREAT, steps=10).run(model, *pair, until_success=True, through=cheaper(model, pair[0])[0]).images
+    assert (found.attack("PGD")["prediction"] == model(images).argmax(1).numpy()).all()
+    turned = found.turned("PGD")
+    # a point that only the model calls wrong was never claimed, and counts all the same
+    assert (found.attack("PGD")["verifications"][turned] >= 1).mean() > 0.8
+    assert turned.sum() > 10
+    assert found.provenance["mode"].startswith("fast: ")
+
+
+def test_a_copy_that_cries_wolf_fools_nobody(model, pair):
+    """The search believes it has won at once; the model says no, and the search goes on."""
+
+    def wolf(x):
+        return model(x).roll(1, 1)
+
+    outcome = PGD(THREAT, steps=10).run(model, *pair, until_success=True, through=wolf)
+    believed = wolf(outcome.images).argmax(1) != pair[1]
+    fooled = model(outcome.images).argmax(1) != pair[1]
+    assert believed.sum() > fooled.sum()
+    assert (outcome.verifications[~fooled] >= 10).all(), "each false success was checked, and none ended the search"
+
+
+def test_fast_and_exact_find_nearly_the_same(model, pair):
+    exact, fast = (evaluate(model, pair, "quick", THREAT, fast=flag).worst_case() for flag in (False, True))
+    assert abs(exact.count - fast.count) <= 1
+    assert 0 < exact.count < 80
+
+
+def test_a_model_that_cannot_be_copied_or_answers_otherwise_is_refused(model, pair):
+    with pytest.raises(ModelError, match="plain callable"):
+        evaluate(lambda x: model(x), pair, "quick", THREAT, fast=True)
+
+    class Fragile(nn.Module):
+        """Whose answers hang on the last bits of a product."""
+
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 10)
+
+        def forward(self, x):
+            return 1e4 * self.linear(x.mean((2, 3))) % 7.0
+
+    fragile = Fragile()
+    labels = fragile(pair[0]).argmax(1)
+    with pytest.raises(ModelError, match="exact mode"):
+        evaluate(fragile, (pair[0], labels), "quick", THREAT, fast=True)
+
+
+def test_a_model_that_cannot_be_traced_is_searched_unfolded(model, pair):
+    class Branching(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = model
+
+        def forward(self, x):
+            return self.inner(x) if x.mean() > 0 else -self.inner(x)
+
+    assert cheaper(Branching(), pair[0])[1] == "channels last, bfloat16"
