@@ -23,7 +23,7 @@ class RandomCorners(Attack):
     kind: ClassVar[str] = "bounded"
 
     def passes(self, classes: int) -> tuple[int, int]:
-        """Forward and backward passes per image at most: what a time budget is planned with."""
+        """Forward and backward passes per image at most."""
         return self.draws + 1, 0
 
     def search(
@@ -42,15 +42,13 @@ class RandomCorners(Attack):
 
 threat = bs.Linf(0.1)
 mine = Suite("mine", {"corners": RandomCorners(threat), "PGD-20": PGD(threat, steps=20)})
-
 torch.manual_seed(0)
 digits = bs.data.load("digits")
-images, labels = digits.train.at(slice(None))
 model = nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
 for _ in range(60):
     optimizer.zero_grad()
-    cross_entropy(model(images), labels).backward()
+    cross_entropy(model(digits.train.at(slice(None))[0]), digits.train.labels).backward()
     optimizer.step()
 
 found = bs.evaluate(model, digits, suite=mine, samples=200)

@@ -25,6 +25,7 @@ SAYS = {
     "compare_two_runs": r"adversarial-digits: .* in the worst case at Linf:0.1\nSide by side in compare\.html",
     "how_robust_is_my_model": r"Reasons to doubt these figures: none found\. The page is how_robust\.html",
     "is_this_gradient_hidden": r"logits × 100: .*\n(.*\n)* *doubt \(PGD-20\): the margin loss beats cross-entropy",
+    "put_an_attack_together": r"GradientAttack\(threat=Linf\(0.08\).*\n(.*\n)*PGD-10 on a loss of my own leaves",
     "train_with_bang_in_your_own_loop": r"regular: 9\d.*\nBANG: 9\d.* right, the first logit leads by",
     "write_your_own_attack": r"corners leaves .* of 200 images standing.*\nPGD-20 leaves",
     "README": r"tensor\(0\.\d+, dtype=torch\.float64\)\n9\d\.\d % \[.*\] \d\d\.\d % \[",

@@ -16,6 +16,7 @@ ORDER = [
     "report",
     "papers",
     "cli",
+    "__main__",
 ]
 HEIGHT = {room: level for level, rooms in enumerate(ORDER) for room in rooms.split()}
 ROOT = Path(bessemer.__file__).parent

@@ -9,6 +9,7 @@ Radii are in units of [0, 1] pixels, over all coordinates of an image. `box=None
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import ClassVar
@@ -66,6 +67,10 @@ class Threat(ABC):
         Clipping to the box moves every coordinate towards its (legal) original, so the ball is never left again.
         """
         return self._clip(images + self.into_ball(adversarial - images))
+
+    def around(self, images: Images) -> Callable[[Images], Images]:
+        """`project` for images that stay the same, as in the steps of an attack: what can be prepared is."""
+        return lambda adversarial: self.project(adversarial, images)
 
     def sample(self, images: Images, seed: int, index: Int[Tensor, " n"]) -> Images:
         """A random start in the ball around each image, keyed by seed and image index."""
@@ -125,11 +130,15 @@ class Linf(Threat):
         return change.clamp(-self.eps, self.eps)
 
     def project(self, adversarial: Images, images: Images) -> Images:
-        """Each pixel, clipped to its own interval: one pass where the general way takes four."""
+        """Each pixel, clipped to its own interval."""
+        return self.around(images)(adversarial)
+
+    def around(self, images: Images) -> Callable[[Images], Images]:
+        """The intervals are known beforehand: one pass a step where the general way takes four."""
         low, high = images - self.eps, images + self.eps
         if self.box is not None:
-            low, high = low.clamp_min(self.box[0]), high.clamp_max(self.box[1])
-        return torch.clamp(adversarial, low, high)
+            low, high = low.clamp_min_(self.box[0]), high.clamp_max_(self.box[1])
+        return lambda adversarial: torch.clamp(adversarial, low, high)
 
     def _inside(self, shape: tuple[int, ...], seed: int, index: Tensor, dtype: torch.dtype) -> Tensor:
         return (2 * randomness.uniform(shape, seed, index, dtype) - 1) * self.eps
@@ -217,16 +226,17 @@ class L1(Threat):
         wanted, room = change.abs(), torch.full_like(change, torch.inf)
         if self.box is not None:
             room = torch.where(change > 0, self.box[1] - original, original - self.box[0]).clamp_min(0)
+        eps = self.eps * (1 - 4 * torch.finfo(wanted.dtype).eps)  # what rounding may add to a sum
         low, high = torch.zeros_like(wanted[:, :1]), wanted.amax(1, keepdim=True)
-        high = high.where(wanted.minimum(room).sum(1, keepdim=True) > self.eps, 0)
+        high = high.where(wanted.minimum(room).sum(1, keepdim=True) > eps, 0)
         for _ in range(24):  # what float32 can tell apart
             middle = (low + high) / 2
-            fits = (wanted - middle).clamp_min_(0).minimum(room).sum(1, keepdim=True) <= self.eps
+            fits = (wanted - middle).clamp_min_(0).minimum(room).sum(1, keepdim=True) <= eps
             low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
         left = wanted - high
         moves = left.clamp_min(0).minimum(room)
         free = ((left > 0) & (left < room)).sum(1, keepdim=True)
-        threshold = (high - (self.eps - moves.sum(1, keepdim=True)) / free.clamp_min(1)).maximum(low)
+        threshold = (high - (eps - moves.sum(1, keepdim=True)) / free.clamp_min(1)).maximum(low)
         moves = (wanted - threshold).clamp_min(0).minimum(room)
         return self._clip((original + change.sign() * moves).view_as(images))
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import bessemer as bs
 from bessemer import adapters
-from bessemer.attacks import FGSM, PGD, FGSLine
+from bessemer.attacks import EOT, FGSM, PGD, FGSLine, Transfer, Worst
 from bessemer.data import load
 from bessemer.errors import ImagesError, LabelsError, ModelError, ThreatError, UsageError
 from bessemer.evaluation import Suite
@@ -324,6 +324,24 @@ def test_passes_of_parts_of_a_batch_are_shared_evenly(evasion, model, batch):
     assert outcome.forwards.sum() == sum(calls)
     assert outcome.forwards.max() - outcome.forwards.min() <= 2  # misclassified images are looked at only once or twice
     assert outcome.backwards.sum() == 0
+
+
+def test_among_other_attacks_passes_go_to_the_images_they_were_for(torchattacks, model, batch):
+    """`Worst` hands on the images still standing, at places of their own."""
+    images, labels = batch[0][:6], predictions(model, batch[0][:6])
+    labels[:3] = (labels[:3] + 1) % 10
+    theirs = adapters.attack(torchattacks.PGD(model, eps=0.001, alpha=0.001, steps=2), Linf(0.001))
+    outcome = Worst((FGSM(Linf(0.001)), theirs)).run(model, images, labels, until_success=True)
+    assert outcome.backwards.tolist() == [1] * 3 + [3] * 3
+
+
+def test_through_a_transfer_among_other_attacks_the_surrogate_is_attacked(torchattacks, model, other, batch):
+    images, labels = batch[0][:6], predictions(model, batch[0][:6])
+    surrogate = nn.Sequential(nn.Flatten(), nn.Linear(images[0].numel(), 10))
+    transfer = Transfer(adapters.attack(torchattacks.FGSM(other, eps=EPS), THREAT), surrogate)
+    found = EOT(transfer, samples=1)(model, images, labels)
+    assert torch.equal(found, transfer(model, images, labels))
+    assert not torch.equal(found, transfer.attack(model, images, labels))
 
 
 def test_images_already_misclassified_are_not_attacked_where_only_verdicts_count(torchattacks, model, batch):

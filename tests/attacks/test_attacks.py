@@ -5,9 +5,23 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from bessemer.attacks import FGSM, PGD, FGSLine, GaussianNoise, Goal, HotCold, Oracle, losses
-from bessemer.errors import UsageError
-from bessemer.threat import L2, Linf
+from bessemer.attacks import (
+    APGD,
+    FGSM,
+    PGD,
+    CarliniWagner,
+    FGSLine,
+    GaussianNoise,
+    Goal,
+    HopSkipJump,
+    HotCold,
+    Oracle,
+    Square,
+    Worst,
+    losses,
+)
+from bessemer.errors import ModelError, UsageError
+from bessemer.threat import L1, L2, Linf
 
 
 @pytest.fixture
@@ -166,6 +180,59 @@ def test_zero_gradients_are_counted_and_asked_again_in_float64():
     confident = Confident()
     unknown = attack.run(lambda x: confident(x), images, torch.zeros(3).long(), until_success=True).zero_in_float64
     assert unknown.isnan().tolist() == [True, False, True], "a callable that is no module cannot be asked in float64"
+
+
+def test_a_level_loss_beyond_the_goal_is_no_zero_gradient(model, batch):
+    """Carlini and Wagner's hinge is level wherever the attack has succeeded; nothing is hidden there."""
+    attack = CarliniWagner(steps=60, binary_steps=2, learning_rate=0.05, initial_constant=1.0)
+    outcome = attack.run(model, *batch, until_success=True)
+    assert (model(outcome.images).argmax(1) != batch[1]).any()
+    assert outcome.gradients.sum() > 0
+    assert outcome.zero_gradients.sum() == 0
+
+
+class Kinked(nn.Module):
+    """The square root of a distance has slope 0 · ∞ = NaN where that distance is 0; logits are numbers everywhere."""
+
+    def __init__(self, net, kink):
+        super().__init__()
+        self.net, self.kink = net, kink
+
+    def forward(self, x):
+        return self.net(x) + 0 * (x.flatten(1)[:, :1] - self.kink).abs().sqrt()
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0)], ids=repr)
+@pytest.mark.parametrize("kind", [FGSM, PGD, APGD])
+def test_a_slope_that_is_nan_stops_one_pixel_and_not_the_attack(kind, threat, model, batch):
+    images, labels = batch
+    kinked = Kinked(model, images[3, 0, 0, 0].item()).eval()
+    assert input_gradient(kinked, images, lambda z: z.sum(1)).isnan().any()
+    settings = {FGSM: {}, PGD: {"steps": 5, "random_start": False}, APGD: {"steps": 10}}[kind]
+    found = kind(threat, **settings)(kinked, images, labels)
+    assert found.isfinite().all()
+    threat.require(found, images, slack=1e-6)
+    assert (found != images).flatten(1).any(1).all()
+
+
+def test_a_model_that_writes_into_its_images_is_refused(model, batch):
+    images, labels = batch
+    for attack in (Square(Linf(0.1), queries=5), HopSkipJump(steps=1), GaussianNoise(0.1)):
+        with pytest.raises(ModelError, match="writes into the images"):
+            attack(lambda x: model(x.sub_(0.5)), images.clone(), labels)
+
+
+def test_nan_for_the_first_image_or_for_one_alone_is_no_broken_model(model, batch):
+    images, labels = batch
+
+    def sometimes(x):
+        return torch.where((x.flatten(1)[:, :1] - images[0, 0, 0, 0]).abs() < 0.2, torch.nan, model(x))
+
+    assert sometimes(images).isnan().any(1)[0]
+    worst = Worst((PGD(Linf(0.1), steps=2), FGSM(Linf(0.1))))
+    torch.testing.assert_close(worst(sometimes, images, labels)[:1], worst(sometimes, images[:1], labels[:1]))
+    with pytest.raises(ModelError, match="NaN for each of 20"):
+        worst(lambda x: model(x) * torch.nan, images, labels)
 
 
 def test_passes_are_counted_image_by_image(model, batch):

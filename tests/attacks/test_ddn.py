@@ -19,6 +19,14 @@ from torch.nn.functional import cross_entropy
 from bessemer.attacks.ddn import DDN
 from bessemer.errors import UsageError
 
+
+def test_images_in_half_the_bits_are_attacked_in_them():
+    problem = linear((16,), 2, 5)
+    found = DDN(steps=20)(lambda x: problem(x.float()), problem.images.bfloat16(), problem.labels)
+    assert found.dtype == torch.bfloat16
+    assert (problem(found.float()).argmax(1) != problem.labels).all()
+
+
 SHAPES = [((16,), 1), ((1, 5, 5), 3), ((3, 8, 8), 8)]
 
 

@@ -216,7 +216,7 @@ def test_step_sizes():
 def test_ball_is_the_threats_own_projection(threat, batch):
     images, _ = batch
     moved = images + torch.randn(20, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(Ball().onto(moved, images, threat), threat.project(moved, images))
+    assert torch.equal(Ball().around(images, threat)(moved), threat.project(moved, images))
 
 
 @pytest.mark.parametrize("eps", [0.5 / 255, 1 / 255, 2.7 / 255, 8 / 255, 0.1, 0.3])
@@ -226,20 +226,30 @@ def test_grey_levels_stay_whole_and_in_the_ball_whatever_the_radius(kind, eps, d
     """Where eps is a multiple of 1/255, rounding towards the original must not lose a level to rounding errors."""
     images, threat = batch[0].to(dtype), kind(eps)
     moved = images + torch.randn(20, 1, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    found = GreyLevels().onto(moved, images, threat)
+    found = GreyLevels().around(images, threat)(moved)
     torch.testing.assert_close(255 * found, (255 * found).round(), rtol=0, atol=1e-4)
     threat.require(found, images, slack=1e-6)
     # the definition, in whole numbers: each pixel's projected move, cut off after the last whole level
     levels = (255 * (threat.project(moved, images) - images).double()).tolist()
-    naive = [math.copysign(math.floor(abs(each) + 2e-3), each) for each in torch.tensor(levels).flatten().tolist()]
+    naive = [math.copysign(math.floor(abs(each) + 1e-4), each) for each in torch.tensor(levels).flatten().tolist()]
     torch.testing.assert_close((255 * (found - images)).double().round().flatten(), torch.tensor(naive).double())
 
 
 def test_grey_levels_reach_the_whole_radius(batch):
     images = (batch[0] * 0.5 + 0.25).mul(255).round() / 255  # off the walls
-    up = GreyLevels().onto(images + 1, images, Linf(8 / 255))
+    up = GreyLevels().around(images, Linf(8 / 255))(images + 1)
     torch.testing.assert_close(up, images + 8 / 255)
-    assert torch.equal(GreyLevels().onto(images + 1, images, Linf(0.5 / 255)), images)
+    assert torch.equal(GreyLevels().around(images, Linf(0.5 / 255))(images + 1), images)
+
+
+def test_grey_levels_just_short_of_a_whole_one_are_not_rounded_up(batch):
+    images = (batch[0] * 0.5 + 0.25).mul(255).round() / 255
+    assert torch.equal(GreyLevels().around(images, Linf(0.9995 / 255))(images + 1), images)
+
+
+def test_grey_levels_need_the_box_of_pixels(batch):
+    with pytest.raises(UsageError, match=r"GreyLevels needs a threat in \[0, 1\]"):
+        GreyLevels().around(batch[0], L2(0.5, box=None))(batch[0])
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------

@@ -48,9 +48,9 @@ def test_images_and_labels_come_as_they_lie_in_the_folders(home):
     loaded = load(home)
     assert loaded.classes == ("cat", "dog")
     assert loaded.name == "pets"
-    expected = [picture([True, label, number]).transpose(2, 0, 1) for label in (0, 1) for number in range(3)]
+    expected = [picture([True, label, number]).transpose(2, 0, 1) for number in range(3) for label in (0, 1)]
     assert np.array_equal(loaded.test.images.numpy(), np.stack(expected))
-    assert loaded.test.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert loaded.test.labels.tolist() == [0, 1, 0, 1, 0, 1]
     assert loaded.image_shape == (3, 6, 6)
 
 
@@ -81,7 +81,7 @@ def test_every_format_is_decoded_as_pillow_does_alone(home, ending):
     file = save(home / "val" / "cat" / f"99.{ending}", picture(5))
     with Image.open(file) as image:
         expected = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-    assert np.array_equal(load(home).test.images[3].numpy(), expected)
+    assert np.array_equal(load(home).test.images[-1].numpy(), expected)
 
 
 def test_other_files_and_hidden_folders_are_passed_over(home):
@@ -95,7 +95,7 @@ def test_size_shrinks_to_cover_the_square_and_cuts_out_the_middle(home):
     wide = np.zeros((8, 24, 3), np.uint8)
     wide[:, 4:20] = [255, 0, 128]  # the middle third survives, and a margin for the filter
     save(home / "val" / "cat" / "99.png", wide)
-    image = load(home, size=4).test.images[3]
+    image = load(home, size=4).test.images[-1]
     assert image.shape == (3, 4, 4)
     assert image.flatten(1).unique(dim=1).flatten().tolist() == [255, 0, 128]
 
@@ -124,7 +124,7 @@ def test_images_stay_grey_where_every_one_is_grey(tmp_path):
     save(home / "val" / "b" / "9.png", picture(1))
     mixed = load(home)
     assert mixed.image_shape == (3, 6, 6)
-    assert np.array_equal(mixed.test.images[0].numpy(), np.stack([picture(0, channels=1)] * 3))
+    assert np.array_equal(mixed.test.images[mixed.test.labels == 0][0].numpy(), np.stack([picture(0, channels=1)] * 3))
     assert np.array_equal(mixed.test.images[4].numpy(), picture(1).transpose(2, 0, 1))
 
 
@@ -149,7 +149,7 @@ def test_a_photo_is_turned_upright_as_its_camera_says(home):
     exif[0x0112] = 6  # turn a quarter clockwise
     Image.fromarray(picture(0)).save(home / "val" / "cat" / "99.png", exif=exif)
     expected = np.rot90(picture(0), -1).transpose(2, 0, 1)
-    assert np.array_equal(load(home).test.images[3].numpy(), expected)
+    assert np.array_equal(load(home).test.images[-1].numpy(), expected)
 
 
 def test_what_was_decoded_is_kept_until_a_file_or_a_setting_changes(home, tmp_path, monkeypatch):
@@ -235,3 +235,28 @@ def test_the_folder_is_looked_for_below_the_data_directory(home, tmp_path):
         data.load("folder", tmp_path, path="cats")
     with pytest.raises(UsageError, match="path: the data set `folder` needs"):
         data.load("folder")
+
+
+def test_the_first_test_images_are_of_all_classes_in_their_shares(tmp_path):
+    for name, count in (("cat", 12), ("dog", 4), ("owl", 8)):
+        for number in range(count):
+            save(tmp_path / name / f"{number:02}.png", np.full((6, 6, 3), number, np.uint8))
+    loaded = load(tmp_path)
+    assert loaded.test.labels[:6].bincount().tolist() == [3, 1, 2]
+    assert loaded.test.labels.bincount().tolist() == [12, 4, 8]
+    for label, count in enumerate((12, 4, 8)):
+        own = loaded.test.images[loaded.test.labels == label]
+        assert own[:, 0, 0, 0].tolist() == list(range(count)), "pictures and labels no longer belong together"
+
+
+def test_hidden_files_are_no_images(home):
+    """What macOS leaves in archives."""
+    (home / "val" / "dog" / "._00.png").write_bytes(b"a resource fork")
+    assert len(load(home).test) == 6
+
+
+def test_without_anything_to_train_the_message_says_what_to_name(home):
+    (home / "train").rename(home / "elsewhere")
+    with pytest.raises(DataError, match=rf"if there is nothing to train, name {home}/val"):
+        load(home)
+    assert len(load(home / "val").test) == 6

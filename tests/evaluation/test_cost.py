@@ -51,7 +51,7 @@ def test_so_many_images_are_judged_as_fit():
 
 
 def test_a_budget_for_no_image_is_refused():
-    with pytest.raises(UsageError, match=r"one image may take 3\.0 s"):
+    with pytest.raises(UsageError, match="one image may take 3 s"):
         Cost(0.1, 0.1, 3.0).images_within(2.0)
     with pytest.raises(UsageError, match="budget should be some seconds"):
         evaluate(Slow(), images(), SUITE, budget=0.0)

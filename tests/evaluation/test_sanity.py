@@ -98,3 +98,66 @@ def test_a_radius_of_nothing_is_told(plain, pair):
     found = evaluate(plain, pair, "quick", Linf(0.0))
     assert found.worst_case() == found.clean_accuracy()
     assert sign(found, "there is a radius").verdict == "note"
+
+
+def test_a_buffer_that_is_put_in_anothers_place_has_changed_too(plain, pair):
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = plain
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return self.inner(x)
+
+    model = Counting()
+    assert sign(evaluate(model, pair, "quick", Linf(0.05)), "evaluation mode is at rest").verdict == "note"
+    assert model.calls == 0
+
+
+def test_labels_that_are_all_wrong_are_no_matter_of_normalisation(plain, pair):
+    """Under a wrong normalisation the model may answer always the same, and be right by chance where it never was."""
+    images, labels = pair
+    right = plain(images).argmax(1) == labels
+    found = evaluate(plain, (images[right], (labels[right] + 1) % 10), "quick", Linf(0.05))
+    assert sign(found, "labels fit").verdict == "doubt"
+    assert sign(found, "preprocessing fits").verdict == "trust"
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_few_images_are_too_few_to_tell(plain, pair, count):
+    images, _ = pair
+    found = evaluate(plain, (images[:count], plain(images[:count]).argmax(1)), "noise", batch_size=2)
+    finding = sign(found, "labels fit")
+    if count == 1:
+        assert (finding.verdict, finding.meaning[:14]) == ("note", "Too few images")
+    else:
+        assert finding.verdict == "trust"
+    assert not [each for each in found.findings if each.name == "every class is asked about"]
+
+
+def test_a_model_that_is_right_about_all_is_spared_images_outside_the_box(plain, pair):
+    """Steps through integers may end the whole process on a GPU where they are asked about what is no pixel."""
+    seen = []
+
+    class Watching(nn.Module):
+        def forward(self, x):
+            seen.append((x.min().item(), x.max().item()))
+            return plain(x)
+
+    images, _ = pair
+    evaluate(Watching(), (images, plain(images).argmax(1)), "quick", Linf(0.05))
+    assert min(seen)[0] >= 0
+    assert max(high for _, high in seen) <= 1
+
+
+def test_images_that_lie_class_by_class_are_noticed_where_only_the_first_were_judged(plain):
+    images, labels = load("digits").test.at(slice(0, 300))
+    order = labels.argsort(stable=True)
+    found = evaluate(plain, (images[order], labels[order]), "noise", samples=50)
+    finding = sign(found, "every class is asked about")
+    assert finding.verdict == "note"
+    assert finding.figure == "the 50 images are of 2 of 10 classes"
+    mixed = evaluate(plain, (images, labels), "noise", samples=20)
+    assert not [each for each in mixed.findings if each.name == "every class is asked about"]

@@ -166,8 +166,7 @@ class Adapted(Attack):
         seed = randomness.subseed(seed, 7)
         with _repeatable(seed):
             found = self.foreign.images(judged, images[rows], goal.at(rows), threat, seed)
-        for counter, passed in ((oracle.forwards, judged.forwards), (oracle.backwards, judged.backwards)):
-            counter[rows] += passed // len(rows) + (torch.arange(len(rows), device=rows.device) < passed % len(rows))
+        oracle.count(_shared(judged.forwards, rows), _shared(judged.backwards, rows), rows)
         if not isinstance(found, Tensor) or found.shape != images[rows].shape:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ImagesError(f"{self.foreign.name} returned {shape} instead of {tuple(images[rows].shape)}")
@@ -211,6 +210,11 @@ class AdaptedMinimal(Adapted):
         found = _without_dust(found, found.clamp(0, 1))
         reached = oracle.reached(found, oracle.logits(found, rows), rows)
         return torch.where(column(reached, found), found, originals)
+
+
+def _shared(passes: int, rows: Tensor) -> Tensor:
+    """Passes, shared evenly among images."""
+    return passes // len(rows) + (torch.arange(len(rows), device=rows.device) < passes % len(rows)).long()
 
 
 def _without_dust(found: Images, legal: Images) -> Images:

@@ -61,7 +61,9 @@ class Oracle:
     def classes(self, images: Images) -> int:
         """How many classes the model tells apart; it is asked about one image, which does not count as a pass."""
         with torch.no_grad():
-            return self._ask(images[:1], torch.zeros(1, dtype=torch.int64, device=images.device)).shape[1]
+            logits = self._ask(images[:1], torch.zeros(1, dtype=torch.int64, device=images.device))
+        self._answered = False  # the answers to a whole batch say more about the model than one
+        return logits.shape[1]
 
     def logits(self, images: Images, rows: Rows = None) -> Float[Tensor, "n k"]:
         """The model's logits, without a gradient."""
@@ -75,7 +77,7 @@ class Oracle:
         """The gradient of each image's own loss at its pixels, the logits, and the loss.
 
         goal: another one than the attack was called with, for the whole batch. The loss is summed over the images: a
-        mean over 1,000 of them underflows earlier.
+        mean over 1,000 of them underflows earlier. A pixel whose slope is NaN has slope 0: nothing is known of it.
         """
         self._count(self.forwards, rows)
         self._count(self.backwards, rows)
@@ -87,14 +89,14 @@ class Oracle:
         if gradient is None:
             raise _no_gradient()
         self._note_gradient(gradient, x.detach(), wanted, loss, rows)
-        return gradient, logits.detach(), values.detach()
+        return _numbers(gradient), logits.detach(), values.detach()
 
     def jacobian(
         self, images: Images, rows: Rows = None, classes: Int[Tensor, "n c"] | None = None
     ) -> tuple[Float[Tensor, "n c *shape"], Float[Tensor, "n k"]]:
         """The gradients of logits at each image's pixels, and the logits: one forward pass, a backward pass a class.
 
-        classes: which logits, image by image; all of them, in order, unless given.
+        classes: which logits, image by image; all of them, in order, unless given. NaN is as for `gradient`.
         """
         self._count(self.forwards, rows)
         x = images.detach().requires_grad_()
@@ -116,7 +118,7 @@ class Oracle:
             gradients.append(one)
         stacked = torch.stack(gradients, 1)
         self._note_gradient(stacked, x.detach(), self._goal.at(rows), margin, rows)
-        return stacked, logits.detach()
+        return _numbers(stacked), logits.detach()
 
     def reached(self, images: Images, logits: Float[Tensor, "n k"], rows: Rows = None) -> Bool[Tensor, " n"]:
         """Which images do what the attacker wants; where the search used a cheaper copy, the model itself says so."""
@@ -131,7 +133,7 @@ class Oracle:
         """The logits of the model itself, also where the search goes through a stand-in."""
         self._count(self.verifications, rows)
         with torch.no_grad():
-            return self._model(images)
+            return _untouched(self._model, images)
 
     def zero_in_float64(self) -> Float[Tensor, " n"]:
         """1 for images that met an all-zero gradient and get one in float64 as well, at that same point; 0 for others.
@@ -152,8 +154,13 @@ class Oracle:
                 still = still.masked_fill(self.zero_gradients > 0, torch.nan)
         return still
 
+    def count(self, forwards: Int[Tensor, " k"], backwards: Int[Tensor, " k"], rows: Int[Tensor, " k"]) -> None:
+        """Add passes that some images were part of, asked by somebody else than this oracle."""
+        self.forwards.index_add_(0, rows, forwards)
+        self.backwards.index_add_(0, rows, backwards)
+
     def _ask(self, images: Tensor, rows: Rows) -> Tensor:
-        logits = (self._through or self._model)(images)
+        logits = _untouched(self._through or self._model, images)
         if not self._answered:
             goal = self._goal.at(rows)
             check_logits(logits, goal.labels)
@@ -184,11 +191,27 @@ class Oracle:
         self.zero_gradients[places] += 1
 
 
+def _untouched(model: Model, images: Tensor) -> Tensor:
+    """The model's logits. Raises `ModelError` where it wrote into the images: the attack would go on from these."""
+    version = images._version
+    logits = model(images)
+    if images._version != version:
+        raise ModelError("the model writes into the images it is given; write x = x - mean in it, not x -= mean")
+    return logits
+
+
 def _no_gradient() -> ModelError:
     return ModelError(
         "the model's logits have no gradient at its images (a detach, a NumPy or an integer step inside?); "
         "attack it without gradients, or through a differentiable stand-in"
     )
+
+
+def _numbers(gradient: Tensor) -> Tensor:
+    """The gradient without NaN and infinities. A look is cheaper than a copy, but would make a GPU wait."""
+    if gradient.device.type == "cpu" and gradient.sum().isfinite():
+        return gradient
+    return gradient.nan_to_num(nan=0.0)
 
 
 def _all_zero(gradient: Tensor) -> Tensor:
@@ -429,7 +452,8 @@ def borrowed(model: Model, device: torch.device, seed: int) -> Iterator[None]:
             for parameter in parameters:
                 parameter.requires_grad_(True)
             for part, before in places:
-                part._buffers.update(before)
+                if not isinstance(part, torch.jit.ScriptModule):  # there no call can put another in its place
+                    part._buffers.update(before)
             with torch.no_grad():
                 for buffer, content, version in buffers:
                     # an untouched buffer must stay untouched: the caller's own graph may have saved it

@@ -100,9 +100,10 @@ class CarliniWagner(Attack):
             x = (w.tanh() + 1) / 2
             slope, logits, shortfall = oracle.gradient(x, self._shortfall, rows)
             found[going] |= nearest.offer(x, self._handicapped(logits, goal.at(rows)), rows)
-            change = x - originals
+            behind = shortfall > 0
+            change, shortfall = x - originals, shortfall.clamp_min(0)
             # the chain rule through the tanh: dx/dw = 2 x (1 − x)
-            gradient = (2 * change + column(constant, x) * slope) * 2 * x * (1 - x)
+            gradient = (2 * change + column(constant * behind, x) * slope) * 2 * x * (1 - x)
             mean = DECAY * mean + (1 - DECAY) * gradient
             square = SQUARE_DECAY * square + (1 - SQUARE_DECAY) * gradient.square()
             unbiased = (square / (1 - SQUARE_DECAY**step)).sqrt()
@@ -117,8 +118,11 @@ class CarliniWagner(Attack):
         return found
 
     def _shortfall(self, goal: Goal, logits: Tensor) -> Tensor:
-        """By how much the margin falls short of the confidence; 0 where it does not."""
-        return (self.confidence - margin(goal, logits)).clamp_min(0)
+        """By how much the margin falls short of the confidence; below 0 where it does not.
+
+        The hinge comes after the gradient: a level loss would look as if the model hid its gradients.
+        """
+        return self.confidence - margin(goal, logits)
 
     def _handicapped(self, logits: Tensor, goal: Goal) -> Tensor:
         """The logits with the wanted class behind by the confidence: the goal counts as reached only beyond it."""

@@ -85,7 +85,7 @@ class DDN(Attack):
                 reached = nearest.offer(x, logits, rows)
             size = LAST_STEP + (FIRST_STEP - LAST_STEP) * (1 + math.cos(math.pi * step / self.steps)) / 2
             direction = ball.steepest(x - originals + size * ball.steepest(gradient))
-            radius = radius * torch.where(reached, 1 - self.gamma, 1 + self.gamma)
+            radius = torch.where(reached, radius * (1 - self.gamma), radius * (1 + self.gamma))
             x = self._legal(originals + column(radius, x) * direction)
         nearest.offer(x, oracle.logits(x, rows), rows)
         if self.levels is None:

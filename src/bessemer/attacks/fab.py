@@ -7,11 +7,12 @@ the dual norm); δ and δ₀ are the smallest changes of x_t and of the original
     x_{t+1} = clip((1 − α) (x_t + eta · δ) + α (x₀ + eta · δ₀))
     x_{t+1} ← (1 − beta) x₀ + beta · x_{t+1}    wherever x_{t+1} is misclassified, after it was noted
 
-The nearest point noted is drawn towards the original by three steps of a search on the segment between them (Croce and
-Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020, algorithm 1 and "final
-search"). With `targets`, π is the boundary to one class at a time, which takes one backward pass a step however many
-classes there are (Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
-parameter-free attacks", 2020, section 5, FAB-T).
+After each restart the nearest point noted is drawn towards the original by three steps of a search on the segment
+between them (Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack", 2020,
+algorithm 1 and "final search"; theirs comes once, at the end: then a restart can make the outcome worse). With
+`targets`, π is the boundary to one class at a time, which takes one backward pass a step however many classes there are
+(Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+2020, section 5, FAB-T).
 """
 
 from __future__ import annotations
@@ -78,9 +79,9 @@ class FAB(Attack):
         return THREATS[self.norm](0.0)
 
     def passes(self, classes: int) -> tuple[int, int]:
-        """A step looks before and after; a look at the originals first, the final search last."""
+        """A look at the originals; a step looks before and after; a final search a restart."""
         steps = self.restarts * max(1, min(self.targets, classes - 1)) * self.steps
-        return 2 * steps + SEARCHES + 2, steps * (1 if self.targets else classes)
+        return 1 + 2 * steps + self.restarts * (SEARCHES + 1), steps * (1 if self.targets else classes)
 
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
@@ -97,7 +98,7 @@ class FAB(Attack):
                     radius = nearest.distance[rows].clamp_max(RADII[self.norm]) / 2
                     x = self._random_point(x, radius, randomness.subseed(seed, restart, rank), index[rows])
                 self._run(oracle, nearest, x, images, aim, rows, asked=goal.target is not None)
-        self._final_search(oracle, nearest, images, goal, losses.margin(goal, logits))
+            self._final_search(oracle, nearest, images, goal, losses.margin(goal, logits))
         return nearest.images
 
     def _aims(self, goal: Goal, logits: Float[Tensor, "n k"]) -> list[Goal]:
@@ -159,7 +160,7 @@ class FAB(Attack):
         if aim.target is not None:
             # where the caller asks for a class, it has to beat all the others, not only the true one
             weights, logits, lead = oracle.gradient(x, losses.margin if asked else _lead, rows, aim)
-            return weights, lead, logits
+            return weights, lead.to(x.dtype), logits
         jacobian, logits = oracle.jacobian(x, rows)
         true = aim.labels[rows][:, None]
         every = torch.arange(len(x), device=x.device)
@@ -170,7 +171,7 @@ class FAB(Attack):
         # a boundary without gradient cannot be walked to; the true class has none with itself
         distance = torch.where(dual > 0, leads.abs() / dual, torch.inf).scatter(1, true, torch.inf)
         chosen = distance.argmin(1)
-        return differences[every, chosen], leads[every, chosen], logits
+        return differences[every, chosen], leads[every, chosen].to(x.dtype), logits
 
     def _final_search(
         self, oracle: Oracle, nearest: NearestSeen, images: Images, goal: Goal, margin_of_original: Tensor
@@ -185,7 +186,7 @@ class FAB(Attack):
         for _ in range(SEARCHES):
             # a hundredth short of it: on the boundary itself, rounding decides who wins
             share = 0.99 * (outside / (outside - inside).clamp_min(TINY)).clamp(0, 1)
-            between = outer + column(share, outer) * (inner - outer)
+            between = outer + column(share, outer).to(outer.dtype) * (inner - outer)
             logits = oracle.logits(between, rows)
             reached = nearest.offer(between, logits, rows)
             margin = losses.margin(goal.at(rows), logits)

@@ -37,6 +37,10 @@ class FGSLine(Attack):
         """One gradient, then a forward pass a radius."""
         return 256, 1
 
+    def remarks(self, classes: int) -> list[str]:
+        """Whether the loss needs more classes."""
+        return losses.remarks(self.loss, classes)
+
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
     ) -> Images:

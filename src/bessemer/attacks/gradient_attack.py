@@ -109,7 +109,7 @@ class GradientAttack(Attack):
     ) -> None:
         """One run: offers every point it visits to `worst`."""
         loss = losses.named(self.loss)
-        memory: Tensor | None = None
+        project, memory = self.projection.around(originals, self.threat), None
         for step in range(self.steps):
             gradient, logits, values = oracle.gradient(x, loss, rows, aimed)
             if not self.last:
@@ -123,9 +123,10 @@ class GradientAttack(Attack):
                     memory = None if memory is None else memory[going]
                     if not len(rows):
                         return
+                    project = self.projection.around(originals, self.threat)
             direction, memory = self.direction.of(gradient, x, memory, self.threat)
             size = self.step_size.at(step, self.steps, self.threat)
-            x = self.projection.onto(x + size * direction, originals, self.threat)
+            x = project(torch.add(x, direction, alpha=size))
         if self.last:
             worst.put(x, rows)
             return

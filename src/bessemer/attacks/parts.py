@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -242,30 +243,38 @@ class Projection(ABC):
     """Back to where the attacker may be."""
 
     @abstractmethod
-    def onto(self, images: Images, originals: Images, threat: Threat) -> Images:
-        """The point of the allowed set to go on from."""
+    def around(self, originals: Images, threat: Threat) -> Callable[[Images], Images]:
+        """What takes a point to the one of the allowed set that a run goes on from."""
 
 
 @dataclass(frozen=True)
 class Ball(Projection):
     """The threat's ball and box."""
 
-    def onto(self, images: Images, originals: Images, threat: Threat) -> Images:
+    def around(self, originals: Images, threat: Threat) -> Callable[[Images], Images]:
         """The threat's own projection."""
-        return threat.project(images, originals)
+        return threat.around(originals)
 
 
 @dataclass(frozen=True)
 class GreyLevels(Projection):
     """The points of the ball that an 8-bit file can hold: each pixel moves by whole grey levels, rounded towards none.
 
-    The originals should be 8-bit images themselves.
+    The originals should be 8-bit images themselves. Raises `UsageError` for a threat outside [0, 1].
     """
 
-    def onto(self, images: Images, originals: Images, threat: Threat) -> Images:
-        """Rounding towards the original never leaves the ball."""
-        levels = (255 * (threat.project(images, originals) - originals) + 1e-3 * (images - originals).sign()).trunc()
-        return (originals + levels / 255).clamp(0, 1)
+    def around(self, originals: Images, threat: Threat) -> Callable[[Images], Images]:
+        """Rounding towards the original does not leave the ball."""
+        if threat.box != (0.0, 1.0):
+            raise UsageError(f"GreyLevels needs a threat in [0, 1], found {threat!r}")
+        project = threat.around(originals)
+
+        def rounded(images: Images) -> Images:
+            # what float32 leaves of a whole level is still one: as a radius, 4e-7
+            levels = (255 * (project(images) - originals) + 1e-4 * (images - originals).sign()).trunc()
+            return (originals + levels / 255).clamp(0, 1)
+
+        return rounded
 
 
 # --- stopping --------------------------------------------------------------------------------------------------------

@@ -179,7 +179,7 @@ class _Corners(_Squares):
     def first(self, images: Images, seed: int, index: Tensor) -> Images:
         """Vertical stripes, one pixel wide."""
         shape = (self.channels, 1, self.width)
-        return self._end(images, _signs(randomness.uniform(shape, seed, index, images.dtype)))
+        return self._end(images, _signs(randomness.uniform(shape, seed, index), images))
 
     def propose(self, x: Images, images: Images, draws: Float[Tensor, "n numbers"]) -> Images:
         """A step of ±2 eps from one end of the interval, clipped, is the other end or none."""
@@ -188,7 +188,7 @@ class _Corners(_Squares):
         across = (row >= top) & (row < top + self.high)
         along = (col >= left) & (col < left + self.wide)
         inside = across[:, None, :, None] & along[:, None, None, :]
-        signs = _signs(draws[:, 5:].to(x.dtype))[:, :, None, None]
+        signs = _signs(draws[:, 5:], x)[:, :, None, None]
         candidate = torch.where(inside, self._end(images, signs), x)
         idle = (candidate == x).flatten(1).all(1).nonzero()[:, 0]
         if len(idle):
@@ -211,10 +211,10 @@ class _Bumps(_Squares):
         self.high, self.wide = max(1, self.height // TILES), max(1, self.width // TILES)
         self._reshape()
         down, right = math.ceil(self.height / self.high), math.ceil(self.width / self.wide)
-        draws = randomness.uniform((1 + self.channels, down, right), seed, index, images.dtype)
+        draws = randomness.uniform((1 + self.channels, down, right), seed, index)
         beside, above = self.shapes[:, None, :, None, :]
         tiles = torch.where(draws[:, :1, :, None, :, None] < 0.5, beside, above)
-        change = (tiles * _signs(draws[:, 1:, :, None, :, None])).flatten(4, 5).flatten(2, 3)
+        change = (tiles * _signs(draws[:, 1:, :, None, :, None], images)).flatten(4, 5).flatten(2, 3)
         change = change[:, :, : self.height, : self.width]
         unit = change / column(self.threat.size(change), change)
         return self._settle(images + self.excess * self.threat.eps * unit, images)
@@ -235,7 +235,7 @@ class _Bumps(_Squares):
         change.scatter_(2, donor, 0)
         beside, above = self.shapes.flatten(1)
         new = torch.where(draws[:, 4, None] < 0.5, beside, above)[:, None]
-        new = new * _signs(draws[:, 5:].to(x.dtype))[:, :, None] + _unit(old, self.power)
+        new = new * _signs(draws[:, 5:], x)[:, :, None] + _unit(old, self.power)
         available = (held + unused[:, None] / self.channels) ** (1 / self.power)
         new = _unit(new, self.power) * (self.excess * available)[:, :, None]
         change.scatter_(2, receiver, new)
@@ -291,8 +291,8 @@ def _bump(high: int, wide: int) -> Float[Tensor, "high wide"]:
     return heights[torch.maximum(down.abs()[:, None], right.abs()[None])]
 
 
-def _signs(draws: Tensor) -> Tensor:
-    return (draws - 0.5).sign()  # a draw is never a half
+def _signs(draws: Tensor, like: Images) -> Tensor:
+    return (draws - 0.5).sign().to(like.dtype)  # a draw is never a half before it is rounded to a shorter type
 
 
 def _unit(change: Tensor, power: int) -> Tensor:

@@ -137,6 +137,10 @@ class _Part(View):
         """Of these images."""
         return self._oracle.verdict(images, self._at(rows))
 
+    def count(self, forwards: Int[Tensor, " k"], backwards: Int[Tensor, " k"], rows: Int[Tensor, " k"]) -> None:
+        """Of these images."""
+        self._oracle.count(forwards, backwards, self._at(rows))
+
     def _at(self, rows: Rows) -> Tensor:
         return self._places if rows is None else self._places[rows]
 

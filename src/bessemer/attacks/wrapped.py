@@ -34,7 +34,8 @@ class View(Oracle):
     def asking(self, model: Model | None = None, through: Model | None = None) -> Oracle:
         """The same view of another model, or of this one through another stand-in."""
         other = copy(self)
-        other._oracle, other._through = self._oracle.asking(model, through), through
+        other._oracle = self._oracle.asking(model, through)
+        other._model, other._through = other._oracle._model, through
         return other
 
     def classes(self, images: Images) -> int:
@@ -60,6 +61,10 @@ class View(Oracle):
     def verdict(self, images: Images, rows: Rows = None) -> Float[Tensor, "n k"]:
         """On the images as they are seen."""
         return self._oracle.verdict(self._seen(images, rows), rows)
+
+    def count(self, forwards: Int[Tensor, " k"], backwards: Int[Tensor, " k"], rows: Int[Tensor, " k"]) -> None:
+        """As the oracle behind."""
+        self._oracle.count(forwards, backwards, rows)
 
     def _seen(self, images: Images, rows: Rows) -> Images:
         return images

@@ -44,7 +44,7 @@ def demo(
         done = {each.suite for each in RunRecord.read(folder).evaluations if _answers(each, threat, len(dataset.test))}
         for suite in SUITES:
             if suite not in done:
-                evaluated(model, dataset, suite, threat, folder)
+                evaluated(model, dataset, suite, threat, folder.name).save(folder / "records")
     page = write_report(list(folders), out / "report.html")
     took = f"Done in {time.monotonic() - began:.0f} s."
     Console().print(f"{took} Open {page}", markup=False, highlight=False, soft_wrap=True)

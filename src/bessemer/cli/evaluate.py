@@ -9,6 +9,7 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,7 @@ from torch import distributed, nn
 
 from bessemer import data as sources
 from bessemer import evaluation, training
-from bessemer.cli.options import DataDir, Device
+from bessemer.cli.options import DataDir, Device, Interrupted
 from bessemer.cli.progress import evaluation_bar, progress
 from bessemer.data import Dataset
 from bessemer.errors import BessemerError, ThreatError, UsageError
@@ -31,6 +32,7 @@ from bessemer.records import Evaluation, file_name
 from bessemer.threat import Threat, parse
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
+_TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # what it tells its processes
 
 
 class BelowError(BessemerError):
@@ -98,14 +100,16 @@ def evaluate(
     """
     seconds = None if budget is None else _seconds(budget)
     wanted = None if threat is None else _threat(threat)
+    _require_places(json, csv, save_adversarial)
     with _several_processes(device):
         alone = processes.place()[0] == 0
         if ":" in model and not Path(model).exists():
-            network: Any = from_spec(model, weights, device)
-            folder = out or Path("runs") / re.sub(r"[^\w.-]+", "-", model)
-            name, chosen, ball = model, suite or "quick", wanted
             if data is None:
                 raise UsageError("--data is missing: which images? A data set of `bessemer data list`, or a folder")
+            network: Any = from_spec(model, weights, device)
+            name = model if weights is None else f"{model} {weights}"  # other weights are another model
+            folder = out or Path("runs") / re.sub(r"[^\w.-]+", "-", name)
+            chosen, ball = suite or "quick", wanted
             dataset = _data(data, size, data_dir)
         else:
             if weights is not None:
@@ -118,13 +122,19 @@ def evaluate(
             judging = network.recipe.evaluation
             chosen, ball = suite or judging.suite, judging.threat if wanted is None else wanted
             name, dataset = Path(model).resolve().name, images_for(network, data, data_dir, size)
+        if fail_under is not None:
+            _require_bar(fail_under, chosen, ball)
+        images = min(samples or len(dataset.test), len(dataset.test))
+        question = f"{chosen}-8bit" if eight_bit else chosen
+        asked = file_name(question, str(ball or ""), dataset.name, images, seed, fast)
+        journal = folder / "records" / f"{asked}.partial"
         found = evaluated(
             network,
             dataset,
             chosen,
             ball,
-            folder,
-            name=name,
+            name,
+            resume=journal,
             samples=samples,
             seed=seed,
             batch_size=batch_size,
@@ -136,6 +146,8 @@ def evaluate(
         if not alone:
             return
         try:
+            found.save(folder / "records")
+            shutil.rmtree(journal, ignore_errors=True)
             if json is not None:
                 found.write(json)
             if csv is not None:
@@ -172,31 +184,18 @@ def evaluated(
     dataset: Dataset,
     suite: str,
     threat: Threat | None,
-    folder: Path,
-    *,
-    name: str | None = None,
-    samples: int | None = None,
-    seed: int = 0,
+    name: str,
     **settings: Any,
 ) -> Evaluation:
-    """What an evaluation finds, with a progress bar meanwhile; its record is saved below `folder`.
-
-    What is found on the way is kept beside the record, and taken away when it is complete.
-    """
-    name = folder.resolve().name if name is None else name
-    asked = file_name(suite, str(threat or ""), dataset.name, samples or len(dataset.test), seed)
-    journal = folder / "records" / f"{asked}.partial"
+    """What an evaluation finds, with a progress bar meanwhile."""
     with progress() as bars:
         alone = processes.place()[0] == 0  # of several processes only the first shows how far it is
         show = evaluation_bar(bars, f"{name}: {suite}") if alone else lambda stage: None
-        found = evaluation.evaluate(
-            model, dataset, suite, threat, samples=samples, seed=seed, name=name, watch=show, say=_note,
-            resume=journal, **settings
-        )  # fmt: skip
-    if processes.place()[0] == 0:
-        found.save(folder / "records")
-        shutil.rmtree(journal, ignore_errors=True)
-    return found
+        try:
+            return evaluation.evaluate(model, dataset, suite, threat, name=name, watch=show, say=_note, **settings)
+        except KeyboardInterrupt:
+            kept = "; the same command goes on where it was" if "resume" in settings else ""
+            raise Interrupted(f"interrupted{kept}") from None
 
 
 def print_table(found: Evaluation) -> None:
@@ -240,6 +239,8 @@ def _data(name: str, size: int | None, data_dir: Path | None) -> Dataset:
     if source not in sources.SOURCES and Path(name).is_dir():
         source, path = "folder", name
     settings: dict[str, Any] = {"path": path} if path else {}
+    if source not in sources.SOURCES and (os.sep in name or name.startswith((".", "~"))):
+        raise UsageError(f"--data: there is no folder {name}")
     if size is not None:
         settings["size"] = size
     return sources.load(source, data_dir, **settings)
@@ -248,24 +249,48 @@ def _data(name: str, size: int | None, data_dir: Path | None) -> Dataset:
 @contextmanager
 def _several_processes(device: str) -> Iterator[None]:
     """Under `torchrun`, the group of all processes; only the first of them speaks."""
-    if "WORLD_SIZE" not in os.environ or distributed.is_initialized():
+    if not os.environ.keys() >= _TORCHRUN or distributed.is_initialized():
         yield
         return
-    if device.startswith("cuda"):
+    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
+    if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    # a batch of a large model may take an hour, and who is through waits for the others; torchrun ends all if one fails
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
     try:
         yield
     finally:
         distributed.destroy_process_group()
 
 
+def _require_places(json: Path | None, csv: Path | None, save_adversarial: Path | None) -> None:
+    """Refuse places that cannot be meant before hours are spent."""
+    for option, file in (("--json", json), ("--csv", csv)):
+        if file is not None and file.is_dir():
+            raise UsageError(f"{option}: {file} is a folder; name the file to write")
+    if save_adversarial is not None and save_adversarial.exists() and not save_adversarial.is_dir():
+        raise UsageError(f"--save-adversarial: {save_adversarial} is a file; name a folder")
+
+
+def _require_bar(percent: float, suite: str, threat: Threat | None) -> None:
+    """Refuse a bar that no evaluation of this suite could be held against."""
+    if math.isnan(percent):
+        raise UsageError("--fail-under: nan is no share; write a number from 0 to 100")
+    attacks = evaluation.suites.named(suite, threat).attacks.values()
+    if not any(getattr(attack, "threat", None) for attack in attacks):
+        raise UsageError(f"--fail-under needs attacks with a radius, and the suite {suite} has none")
+
+
 def _require(found: Evaluation, percent: float) -> None:
     worst = found.worst_case()
-    if worst is None:
-        raise UsageError(f"--fail-under needs attacks with a radius, and the suite {found.suite} has none")
-    if 100 * worst.value < percent:
+    assert worst is not None, "an unbounded suite was refused before"
+    if 100 * worst.count < percent * worst.total:
         raise BelowError(f"robust accuracy is {worst}, under the {percent:g} % that --fail-under asks for")
+    if doubts := sum(finding.verdict == "doubt" for finding in found.findings):
+        _note(
+            f"{worst} is not under {percent:g} %, but {doubts} doubt{'s' if doubts > 1 else ''} "
+            f"stand{'' if doubts > 1 else 's'} above: the true figure may be lower."
+        )
 
 
 def _threat(text: str) -> Threat:

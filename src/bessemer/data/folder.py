@@ -2,7 +2,8 @@
 
 png, jpg, jpeg and webp files; the classes are the folders' names in alphabetical order. Where there is no `test`, `val`
 is the test split (nothing may be chosen by it), and a tenth of each class of `train`, always the same images, is held
-out to validate. For evaluation alone, `PATH/CLASS/*.png` is enough: every image is then a test image.
+out to validate. For evaluation alone, `PATH/CLASS/*.png` is enough: every image is then a test image. Test images come
+in turn from all classes, so that the first few stand for all of them.
 
 Images are turned upright as their camera says, lose their transparency, and become RGB unless every one of them is
 grey. `size` shrinks or enlarges each until it covers a square of so many pixels, and cuts out the middle. What was
@@ -52,6 +53,13 @@ def load(root: Path | None = None, path: str = "", size: int | None = None) -> D
     home = _home(path, root)
     if not (home / "train").is_dir() and _folders(home) and "val" not in _folders(home):
         return _only_tests(home, size)
+    if not (home / "train").is_dir():
+        part = next((part for part in ("val", "test") if (home / part).is_dir()), "")
+        alone = f"name {home / part}" if part else f"put them in {home}/CLASS/*.png"
+        raise DataError(
+            f"{home / 'train'} is missing; put a folder of images for each class there: {home}/train/CLASS/*.png; "
+            f"if there is nothing to train, {alone}"
+        )
     classes = _classes(home / "train")
     present = [part for part in ("train", "val", "test") if part != "test" or (home / part).is_dir()]
     parts = [_files(home / part, classes) for part in present]
@@ -61,14 +69,14 @@ def load(root: Path | None = None, path: str = "", size: int | None = None) -> D
     labels = torch.tensor([file.label for file in files]).split(lengths)
     train, *others = (Split(*pair) for pair in zip(images, labels, strict=True))
     if len(others) == 2:
-        return Dataset(home.name, classes, train, validation=others[0], test=others[1])
+        return Dataset(home.name, classes, train, validation=others[0], test=_mixed(others[1]))
     kept, held = _a_tenth(train.labels)
     return Dataset(
         home.name,
         classes,
         train=Split(train.images[kept], train.labels[kept]),
         validation=Split(train.images[held], train.labels[held]),
-        test=others[0],
+        test=_mixed(others[0]),
     )
 
 
@@ -77,7 +85,15 @@ def _only_tests(home: Path, size: int | None) -> Dataset:
     classes = _classes(home)
     files = _files(home, classes)
     test = Split(_images(home, files, size), torch.tensor([file.label for file in files]))
-    return Dataset(home.name, classes, train=test.first(0), validation=test.first(0), test=test)
+    return Dataset(home.name, classes, train=test.first(0), validation=test.first(0), test=_mixed(test))
+
+
+def _mixed(split: Split) -> Split:
+    """A split that lies class by class, in an order of which every first part holds the classes in their shares."""
+    counts = torch.bincount(split.labels)
+    rank = torch.arange(len(split)) - (counts.cumsum(0) - counts)[split.labels]
+    order = ((rank + 0.5) / counts[split.labels]).argsort(stable=True)
+    return Split(split.images[order], split.labels[order])
 
 
 @dataclass(frozen=True)
@@ -127,7 +143,8 @@ def _files(part: Path, classes: tuple[str, ...]) -> list[_File]:
             raise DataError(f"{part} has a class {name!r} that train lacks; rename {part / name} or take it away")
     files = []
     for label, name in enumerate(classes):
-        found = sorted(entry.name for entry in os.scandir(part / name) if entry.name.lower().endswith(ENDINGS))
+        there = [entry.name for entry in os.scandir(part / name) if not entry.name.startswith(".")]
+        found = sorted(file for file in there if file.lower().endswith(ENDINGS))
         if not found:
             raise DataError(f"{part / name} holds no image; put {', '.join(ENDINGS)} files there or remove the class")
         for file in found:
@@ -177,7 +194,7 @@ def _stacked(paths: list[Path], size: int | None) -> Tensor:
         if pixels.shape[:2] != decoded[0].shape[:2]:
             raise DataError(
                 f"size: {paths[0]} has {_sides(decoded[0])} pixels but {path} has {_sides(pixels)}; "
-                "name the size that all of them should become, such as size = 64"
+                "name the size that all of them should become, such as size = 64 (--size 64)"
             )
     if all(pixels.ndim == 2 for pixels in decoded):
         return torch.from_numpy(np.stack(decoded)[:, None])

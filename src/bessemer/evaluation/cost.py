@@ -4,34 +4,47 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from bessemer.attacks import borrowed
+from bessemer.attacks import Attack, borrowed
 from bessemer.attacks.attack import Model
 from bessemer.attacks.goal import Goal
 from bessemer.attacks.losses import cross_entropy
 from bessemer.errors import UsageError
+from bessemer.evaluation.judge import radii
 from bessemer.evaluation.suites import Suite
 
 REPEATS = 5
+CURVE_IMAGES = 500  # that are followed over the radius at most
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds per image of the passes alone, if no image falls early, measured on this machine now."""
+    """Seconds per image of the passes alone, if no image falls early, measured on this machine now.
+
+    curve: what following each of the first images over the radius takes besides.
+    """
 
     forward: float
     backward: float
     per_image: float
+    curve: float = 0.0
+
+    def of(self, images: int) -> float:
+        """Seconds for so many images."""
+        return images * self.per_image + min(images, CURVE_IMAGES) * self.curve
 
     def images_within(self, seconds: float) -> int:
         """How many images surely fit. Raises `UsageError` where none does."""
-        count = int(seconds / self.per_image) if self.per_image else 0
+        count = int(seconds / max(self.per_image + self.curve, 1e-9))
+        if count > CURVE_IMAGES:
+            count = int((seconds - CURVE_IMAGES * self.curve) / max(self.per_image, 1e-9))
         if not count:
             raise UsageError(
-                f"one image may take {self.per_image:.1f} s, more than the budget; allow more, or take a smaller suite"
+                f"one image may take {self.of(1):.2g} s, more than the budget; allow more, or take a smaller suite"
             )
         return count
 
@@ -54,9 +67,19 @@ def estimate(model: Model, suite: Suite, images: Tensor, labels: Tensor, through
             backwards.append(_now(images) - between - (between - began))
     # the quickest of several: whatever else the machine does can only make it slower
     forward, backward = (max(0.0, min(times)) / len(images) for times in (forwards, backwards))
-    passes = [attack.passes(logits.shape[1]) for attack in suite.attacks.values()]
-    total = sum(f * forward + b * backward for f, b in passes)
-    return Cost(forward, backward, total + 3 * forward)
+
+    def seconds(attack: Attack) -> float:
+        forwards, backwards = attack.passes(logits.shape[1])
+        return forwards * forward + backwards * backward
+
+    followed: list[Any] = [suite.attacks[name] for name in suite.curve]
+    wider = sum(eps > 0 for eps in radii(followed[0].threat)) if followed else 0
+    return Cost(
+        forward,
+        backward,
+        per_image=sum(map(seconds, suite.attacks.values())) + 3 * forward,
+        curve=wider * sum(seconds(attack) + forward for attack in followed),
+    )
 
 
 def _now(images: Tensor) -> float:

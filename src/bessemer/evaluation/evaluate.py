@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,21 +24,21 @@ from bessemer.arithmetic import exact, flushed
 from bessemer.attacks import EightBit
 from bessemer.attacks.attack import Model
 from bessemer.data import Dataset
-from bessemer.errors import ModelError, UsageError
-from bessemer.evaluation import masking, memory, processes, sanity, stream, suites
-from bessemer.evaluation.adversarial import save_images
-from bessemer.evaluation.cost import estimate
+from bessemer.errors import FileError, ModelError, UsageError
+from bessemer.evaluation import checklist, masking, memory, processes, sanity, stream, suites
+from bessemer.evaluation.adversarial import clear, save_images
+from bessemer.evaluation.cost import CURVE_IMAGES, estimate
 from bessemer.evaluation.fast import cheaper
 from bessemer.evaluation.found import Found, assembled, pictured
 from bessemer.evaluation.journal import Journal
-from bessemer.evaluation.judge import Batch, Judge, Part
+from bessemer.evaluation.judge import Batch, Judge, Part, blamed
 from bessemer.evaluation.stream import Pairs
 from bessemer.evaluation.suites import Suite
 from bessemer.records import WORST, Evaluation, Share, provenance
 from bessemer.threat import Threat
 
-CURVE_IMAGES = 500
 BETWEEN_LOOKS = 0.2  # seconds
+VERSION = 1  # counts the ways in which attacks were carried out: what an older way found does not count
 BATCHES = 8  # that an evaluation on a budget is cut into at least, so that it can stop in time
 
 
@@ -97,7 +98,7 @@ def evaluate(
     _check(samples, batch_size, budget)
     chosen = suites.named(suite, threat) if isinstance(suite, str) else suite
     if eight_bit:
-        chosen = replace(chosen, attacks={key: _on_grey_levels(attack) for key, attack in chosen.attacks.items()})
+        chosen = _on_grey_levels(chosen)
     names = list(data.classes) if isinstance(data, Dataset) else list(classes)
     began = time.monotonic()
     work = _Work(
@@ -113,8 +114,11 @@ def evaluate(
         watch=watch,
         say=say,
     )
-    work.go_through(data, samples)
-    found = processes.gathered(work.found)
+    try:
+        work.go_through(data, samples)
+        found = processes.gathered(work.found)
+    finally:
+        work.close()
     if not found:
         raise UsageError("there are no images to evaluate")
     evaluation = assembled(
@@ -143,6 +147,16 @@ def evaluate(
     )
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """What all processes of an evaluation go by. first: what tells the first images; journal: whether one is kept."""
+
+    limit: int
+    question: dict[str, Any]
+    first: str
+    journal: bool
+
+
 class _Work:
     """One process's share of an evaluation, batch by batch."""
 
@@ -164,15 +178,23 @@ class _Work:
         self.model, self.suite, self.seed, self.names = model, suite, seed, names
         self.fast, self.batch_size, self.budget = fast, batch_size, budget
         self.resume, self.folder, self.watch, self.say = resume, folder, watch, say
-        weight = next(model.parameters(), None) if isinstance(model, nn.Module) else None
-        self.device = None if weight is None else weight.device
-        self.dtype = torch.float32 if weight is None else weight.dtype
-        if self.dtype in (torch.float16, torch.bfloat16):
-            raise ModelError(f"the model's weights are {self.dtype}, but verdicts need full precision: model.float()")
+        parts = [*model.parameters(), *model.buffers()] if isinstance(model, nn.Module) else []
+        self.device = parts[0].device if parts else None
+        floats = [part.dtype for part in parts if part.is_floating_point()]
+        self.dtype = floats[0] if floats else torch.float32
+        for half in (torch.float16, torch.bfloat16):
+            if half in floats:
+                raise ModelError(f"the model's weights are {half}, but verdicts need full precision: model.float()")
         self.mode = "exact"
         self.found: list[Found] = []
+        self._classes_shown: set[int] = set()
         self._began = time.monotonic()
         self._progress = _Progress(suite, watch)
+        self._journal = Journal(resume)
+
+    def close(self) -> None:
+        """Let go of what no other evaluation may use meanwhile."""
+        self._journal.close()
 
     def go_through(self, data: Pairs, samples: int | None) -> None:
         """Judge this process's batches of all that come."""
@@ -218,40 +240,81 @@ class _Work:
         self._judge = Judge(self.model, self.suite, self.seed, None, self._progress.passed)
         logits, _ = self._judge.predict(images[:8], labels[:8], len(self.names) or None)
         self._progress.classes = logits.shape[1]
+        asked, first = self.batch_size, _own(images, labels)
         if self.batch_size is None:
-            self.batch_size = memory.batch_size(self.model, images)
+            with blamed("the model fails where a gradient is asked for"):
+                self.batch_size = memory.batch_size(self.model, images)
         images, labels = images[: self.batch_size], labels[: self.batch_size]
         cheap: Model | None = None
         if self.fast:
             cheap, done = cheaper(self.model, images)
             self.mode = f"fast: {done}"
             self._judge = Judge(self.model, self.suite, self.seed, cheap, self._progress.passed)
-        rank, world = processes.place()
-        self._journal = Journal(self.resume, {} if self.resume is None else self._question(logits), rank == 0)
-        processes.together()
-        if self.budget is None:
-            return 2**62
-        cost = estimate(self.model, self.suite, images, labels, cheap)
-        fits = cost.images_within(self.budget * world)
-        judged = min(fits, total) if total else fits
-        self.batch_size = min(self.batch_size, max(1, judged // BATCHES))
-        images_ = f"{judged:,} of {total:,} images" if total else f"{judged:,} images"
-        self.say(
-            f"{self.suite.name} takes about {cost.per_image:.2g} s an image here if none falls early: {images_}, "
-            f"about {judged * cost.per_image / world:.0f} s"
-        )
-        return fits
+        # memory and speed are measured, by each process for itself: all go by what the first one found
+        plan = processes.agreed(lambda: self._plan(images, labels, total, cheap, asked, self._question(logits), first))
+        if plan.first != first:
+            raise UsageError(
+                "the processes see different images; give each the same ones in the same order, unshuffled"
+            )
+        self.batch_size = plan.question["batch_size"]
+        if plan.journal:
+            self._journal.ask(plan.question)
+        return plan.limit
+
+    def _plan(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        total: int,
+        cheap: Model | None,
+        asked: int | None,
+        question: dict[str, Any],
+        first: str,
+    ) -> _Plan:
+        """How many images to judge, and how many at once; begins the journal."""
+        limit = 2**62
+        if self.budget is not None:
+            world = processes.place()[1]
+            with blamed("the model fails where a gradient is asked for"):
+                cost = estimate(self.model, self.suite, images, labels, cheap)
+            limit = cost.images_within(self.budget * world)
+            judged = min(limit, total) if total else limit
+            question["batch_size"] = min(question["batch_size"], max(1, judged // BATCHES))
+            images_ = f"{judged:,} of {total:,} images" if total else f"{judged:,} images"
+            self.say(
+                f"{self.suite.name} takes about {cost.of(judged) / judged:.2g} s an image here if none falls early: "
+                f"{images_}, about {cost.of(judged) / world:.0f} s"
+            )
+        try:
+            before = self._journal.open()
+            # what was measured differs from call to call, and shall not cost what was found
+            measured = self.budget is not None or asked is None
+            size = before.get("batch_size", 0)
+            if measured and before == {**question, "batch_size": size} and size <= (asked or size):
+                question = before
+            self._journal.ask(question)
+            kept = True
+        except FileError as problem:
+            self.say(f"{problem}; what is found is not kept on the way")
+            kept = False
+        if self.folder is not None:
+            clear(self.folder)
+        return _Plan(limit, question, first, kept)
 
     def _question(self, logits: Tensor) -> dict[str, Any]:
         """What must agree for verdicts of an earlier call to count."""
         digest = hashlib.sha256(logits.cpu().numpy().tobytes())
-        if isinstance(self.model, nn.Module):
-            for key, tensor in sorted(self.model.state_dict().items()):
+        if isinstance(self.model, nn.Module) and self.resume is not None:
+            for key, value in sorted(self.model.state_dict().items()):
                 digest.update(key.encode())
-                digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+                digest.update(_content(value))
         return {
+            "version": f"{VERSION} {version('bessemer')} {torch.__version__}",
+            "device": str(logits.device.type),
             "model": digest.hexdigest(),
             "attacks": {key: repr(attack) for key, attack in self.suite.attacks.items()},
+            "cascade": self.suite.cascade,
+            "pass_scores": self.suite.pass_scores,
             "curve": list(self.suite.curve),
             "seed": self.seed,
             "batch_size": self.batch_size,
@@ -261,28 +324,26 @@ class _Work:
 
     def _batch(self, number: int, place: int, images: Tensor, labels: Tensor) -> Found:
         """All that is to be found about one batch; what the journal holds is not found again."""
-        digests, own_labels = sanity.digests(images), labels.tolist()
-        own = hashlib.sha256(json.dumps([digests, own_labels]).encode()).hexdigest()
-        clean = self._journal.recall(number, "clean")
-        known = clean is not None and clean["images"] == own
-        if clean is None or not known:
-            clean = {"images": own, **self._clean(number, images, labels)}
-            self._journal.keep(number, "clean", clean)
+        digests, own_labels, own = sanity.digests(images), labels.tolist(), _own(images, labels)
+        clean = self._journal.recall(number, "clean", own)
+        if clean is None:
+            clean = self._clean(number, images, labels)
+            self._journal.keep(number, "clean", own, clean)
         index = torch.arange(place, place + len(images), device=images.device)
         prediction = torch.tensor(clean["prediction"], device=images.device)
         batch = Batch(number, images, labels, index, prediction)
-        shown = pictured(number, own_labels, clean["prediction"])
+        shown = pictured(place, own_labels, clean["prediction"], self._classes_shown)
         standing = batch.right.clone()
         bounded = any(getattr(attack, "threat", None) is not None for attack in self.suite.attacks.values())
         parts: list[Part] = []
         for position, name in enumerate(self.suite.attacks):
             self._progress.begin(name, int(standing.sum()), len(images))
-            kept = self._journal.recall(number, f"attack-{position:02d}") if known else None
+            kept = self._journal.recall(number, f"attack-{position:02d}", own)
             if kept is not None:
                 part = Part.from_json(kept)
             else:
                 part = self._judge.attack(name, batch, standing, shown, keep=self.folder is not None)
-                self._journal.keep(number, f"attack-{position:02d}", part.to_json())
+                self._journal.keep(number, f"attack-{position:02d}", own, part.to_json())
             parts.append(part)
             if part.rows.threat or not bounded:
                 right = part.rows["prediction"] == np.array(own_labels)
@@ -291,8 +352,9 @@ class _Work:
         self._progress.stand(int(standing.sum()), len(images))
         if self.folder is not None:
             save_images(self.folder, batch, parts)
-        curves, followed = self._curves(number, place, batch, known)
-        notes = {key: clean[key] for key in ("classes", "counted", "preprocessing")}
+            parts = [replace(part, images=None) for part in parts]  # memory shall not grow with the number of images
+        curves, followed = self._curves(number, place, batch, own)
+        notes = {key: clean[key] for key in ("classes", "counted", "preprocessing", "another_answer")}
         return Found(number, place, own_labels, clean["prediction"], digests, notes, parts, curves, followed)
 
     def _clean(self, number: int, images: Tensor, labels: Tensor) -> dict[str, Any]:
@@ -305,14 +367,15 @@ class _Work:
             "classes": logits.shape[1],
             "counted": counted,
             "preprocessing": seen,
+            "another_answer": {} if number else checklist.another_answer(images, labels, logits.argmax(1)),
         }
 
-    def _curves(self, number: int, place: int, batch: Batch, known: bool) -> tuple[dict[str, dict[float, int]], int]:
+    def _curves(self, number: int, place: int, batch: Batch, own: str) -> tuple[dict[str, dict[float, int]], int]:
         """How many of the first images stand at each radius, and how many images these are."""
         few = max(0, min(CURVE_IMAGES - place, len(batch.images)))
         if not self.suite.curve or not few:
             return {}, 0
-        kept = self._journal.recall(number, "curves") if known else None
+        kept = self._journal.recall(number, "curves", own)
         if kept is None:
             self._progress.tell("curve")
             room = slice(0, few)
@@ -325,7 +388,7 @@ class _Work:
             )
             found = self._judge.curves(part, WORST)
             kept = {name: list(map(list, curve.items())) for name, curve in found.items()}
-            self._journal.keep(number, "curves", kept)
+            self._journal.keep(number, "curves", own, kept)
         return {name: {float(eps): int(count) for eps, count in curve} for name, curve in kept.items()}, few
 
 
@@ -380,8 +443,28 @@ class _Progress:
         return forwards + 2 * backwards
 
 
-def _on_grey_levels(attack: Any) -> Any:
-    return EightBit(attack) if attack.kind == "bounded" else attack
+def _own(images: Tensor, labels: Tensor) -> str:
+    """What tells these images with these labels from all others."""
+    return hashlib.sha256(json.dumps([sanity.digests(images), labels.tolist()]).encode()).hexdigest()
+
+
+def _content(value: Any) -> bytes:
+    """What tells an entry of a state dict from another; most are tensors."""
+    if not isinstance(value, Tensor) or value.is_quantized or value.layout != torch.strided:
+        return repr(value).encode()
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _on_grey_levels(suite: Suite) -> Suite:
+    """The suite with every attack confined to 8-bit images. Only a ball can be: what has none is refused."""
+    if free := [name for name, attack in suite.attacks.items() if getattr(attack, "threat", None) is None]:
+        raise UsageError(
+            f"eight_bit works on attacks with a radius, but {', '.join(free)} of the suite {suite.name} has none; "
+            "take another suite, such as quick or standard"
+        )
+    return replace(
+        suite, name=f"{suite.name}-8bit", attacks={name: EightBit(attack) for name, attack in suite.attacks.items()}
+    )
 
 
 def _check(samples: int | None, batch_size: int | None, budget: float | None) -> None:
@@ -389,5 +472,5 @@ def _check(samples: int | None, batch_size: int | None, budget: float | None) ->
         raise UsageError(f"samples should be at least 1, found {samples}")
     if batch_size is not None and batch_size < 1:
         raise UsageError(f"batch_size should be at least 1, found {batch_size}")
-    if budget is not None and not budget > 0:
+    if budget is not None and not 0 < budget < float("inf"):
         raise UsageError(f"budget should be some seconds, found {budget}")

@@ -13,7 +13,7 @@ from bessemer.records import WORST, AttackRows, Curve, Evaluation, Exhibit
 
 EXHIBITS = 5  # images in the gallery, each of another class
 SPECIMENS = 24  # images shown under the attack that decided them
-PICTURED = 24  # batches that pictures may come from: enough, also where each holds one image
+PICTURED = 64  # how far into the data specimens are looked for: pictures of large images fill the memory
 GREY_LEVELS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 255)
 DISTANCES = 48  # points of a curve over distances that are no grey levels
 
@@ -36,13 +36,18 @@ class Found:
     followed: int
 
 
-def pictured(number: int, label: list[int], prediction: list[int]) -> list[int]:
-    """Places of the images of a batch that may be shown: the first right ones, and the first of each class."""
-    if number >= PICTURED:
-        return []
-    right = [place for place, (own, said) in enumerate(zip(label, prediction, strict=True)) if own == said]
-    first_of_class = {label[place]: place for place in reversed(right)}
-    return sorted({*right[:SPECIMENS], *list(first_of_class.values())[-EXHIBITS:]})
+def pictured(place: int, label: list[int], prediction: list[int], classes: set[int]) -> list[int]:
+    """Which images of the batch that begins at `place` are shown: the first right ones, and the first of each class.
+
+    classes: those shown so far, to which new ones are added.
+    """
+    right = [at for at, (own, said) in enumerate(zip(label, prediction, strict=True)) if own == said]
+    chosen = {at for at in right[:SPECIMENS] if place + at < PICTURED}
+    for at in right:
+        if label[at] not in classes and len(classes) < EXHIBITS:
+            classes.add(label[at])
+            chosen.add(at)
+    return sorted(chosen)
 
 
 def assembled(found: list[Found], suite: Suite, *, model: str, data: str, seed: int, classes: list[str]) -> Evaluation:
@@ -87,6 +92,7 @@ def _notes(found: list[Found], suite: Suite) -> dict[str, Any]:
         **counted,
         "duplicates": len(known) - len(set(known)),
         "preprocessing": first["preprocessing"],
+        "another_answer": first["another_answer"],
         **({"remarks": remarks} if remarks else {}),
     }
 

@@ -92,21 +92,23 @@ class Judge:
 
         Raises `ModelError` where the model cannot answer.
         """
+        before = images.clone()
         with torch.no_grad(), borrowed(self.model, images.device, self.seed):
-            buffers = list(self.model.buffers()) if isinstance(self.model, nn.Module) else []
-            versions = [buffer._version for buffer in buffers]
-            try:
+            buffers = _buffers(self.model)
+            with blamed(f"the model fails on images of shape {tuple(images.shape)}"):
                 logits = self.model(images)
-            except BessemerError:
-                raise
-            except Exception as problem:
-                raise ModelError(
-                    f"the model fails on images of shape {tuple(images.shape)}: {type(problem).__name__}: {problem}"
-                ) from problem
-            changed = any(buffer._version != version for buffer, version in zip(buffers, versions, strict=True))
+            changed = _buffers(self.model) != buffers
             check_logits(logits, labels, classes)
+            if not torch.equal(images, before):
+                raise ModelError(
+                    "the model writes into the images it is given, so nothing can be measured on them; let it compute "
+                    "on a copy (x - mean instead of x.sub_(mean))"
+                )
             if broken := int(logits.isnan().any(1).sum()):
-                raise ModelError(f"the model returns NaN for {broken} of {len(logits)} unattacked images")
+                raise ModelError(
+                    f"the model returns NaN for {broken} of {len(logits)} unattacked images; look for a division, a "
+                    "root or a logarithm that they drive out of its range"
+                )
             again = self.model(images)
         changing = int((logits.argmax(1) != again.argmax(1)).sum())
         return logits, {"predictions_that_change": changing, "buffers_change": int(changed)}
@@ -172,7 +174,7 @@ class Judge:
         """The outcome for all images, the model's verdict on each, and how often it answered NaN."""
         rows = tried.nonzero()[:, 0]
         images, labels = batch.images[rows], batch.labels[rows]
-        with _told(self.model, self._on_pass):
+        with _told(self.model, self._on_pass), blamed(f"{attack!r} stops"):
             part = self._run(attack, images, labels, batch.index[rows])
         threat: Threat | None = getattr(attack, "threat", None)
         if threat is not None:
@@ -187,7 +189,8 @@ class Judge:
         full["images"][rows] = part.images
         verdict, broken = batch.prediction.clone(), 0
         if len(rows):
-            with torch.no_grad(), borrowed(self.model, images.device, self.seed):
+            failing = blamed("the model fails on images that an attack returned")
+            with torch.no_grad(), borrowed(self.model, images.device, self.seed), failing:
                 logits = self.model(part.images)
             # NaN is no answer: it is told, and not counted as a success of the attack
             nothing = logits.isnan().any(1)
@@ -233,6 +236,27 @@ def _exhibit(name: str, batch: Batch, place: int, found: Tensor, verdict: Tensor
         original=original.astype(np.float32),
         adversarial=adversarial.astype(np.float32),
     )
+
+
+@contextmanager
+def blamed(what: str) -> Iterator[None]:
+    """Whatever a model's own code raises becomes a `ModelError` of one line."""
+    try:
+        yield
+    except BessemerError:
+        raise
+    except Exception as problem:
+        lines = str(problem).strip().splitlines() or ["without a word"]
+        told = lines[-1] if "TorchScript" in lines[0] else lines[0]  # the interpreter says what happened at the end
+        raise ModelError(
+            f"{what}: {type(problem).__name__}: {told.removeprefix(f'{type(problem).__name__}: ')}"
+        ) from problem
+
+
+def _buffers(model: Model) -> list[tuple[int, int]]:
+    """What differs once a module has written into a buffer, or put another in its place."""
+    module = model if isinstance(model, nn.Module) else nn.Module()
+    return [(id(buffer), buffer._version) for buffer in module.buffers()]
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from bessemer.evaluation import checklist
 from bessemer.evaluation.paired import (
     POINT,
+    SIGNIFICANT,
     Call,
     ball,
     climbs,
@@ -344,7 +345,9 @@ def _larger_radius(evaluation: Evaluation) -> list[Finding]:
         return []
     wider = min((eps for eps in curve.eps if eps >= 1.999 * radius), default=max(curve.eps))
     none, one, two = (Share(curve.robust[curve.eps.index(eps)], curve.total) for eps in (min(curve.eps), radius, wider))
-    stuck = one.value >= 5 * POINT and one.value - two.value < POINT
+    # of a few images none may fall by chance, even where every tenth does
+    enough = 0.9**one.count < SIGNIFICANT
+    stuck = enough and one.value >= 5 * POINT and one.value - two.value < POINT
     tiny = none.value - one.value < POINT
     meaning = "With more room the attack turns more images, or nothing was left to turn."
     if stuck and tiny:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from torch import distributed
+
+from bessemer.errors import BessemerError
 
 T = TypeVar("T")
 
@@ -26,7 +29,18 @@ def gathered(own: list[T]) -> list[T]:
     return [item for items in everybody for item in items]
 
 
-def together() -> None:
-    """Wait until every process has come here."""
-    if place()[1] > 1:
-        distributed.barrier()
+def agreed(make: Callable[[], T]) -> T:
+    """What the first process makes, for all of them; where it cannot be made, its error is everybody's."""
+    rank, world = place()
+    if world == 1:
+        return make()
+    made: list[T | Exception | None] = [None]
+    if rank == 0:
+        try:
+            made = [make()]
+        except BessemerError as problem:
+            made = [problem]
+    distributed.broadcast_object_list(made)
+    if isinstance(made[0], Exception):
+        raise made[0]
+    return made[0]  # type: ignore[return-value]

@@ -6,6 +6,7 @@ Measured on the images as they come, and kept as notes; `findings` says in words
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Any
 
 import torch
@@ -32,17 +33,32 @@ def preprocessing(model: Model, images: Tensor, labels: Tensor, seed: int) -> di
     right: dict[str, list[bool]] = {}
     with torch.no_grad(), borrowed(model, images.device, seed):
         right[""] = (model(images).argmax(1) == labels).tolist()
-        for name, (mean, deviation) in NORMALISATIONS.items():
+        # a model that is right about nearly all has nothing to gain, and is spared images outside [0, 1]
+        tried = NORMALISATIONS if right[""].count(False) >= _least_gain(len(labels)) else {}
+        for name, (mean, deviation) in tried.items():
             if images.dim() == 4 and len(mean) in (1, images.shape[1]):
                 shift, scale = (torch.tensor(values).to(images).view(1, -1, 1, 1) for values in (mean, deviation))
                 try:
                     right[name] = (model((images - shift) / scale).argmax(1) == labels).tolist()
-                except (RuntimeError, ValueError, AssertionError):  # a model may refuse what lies outside [0, 1]
+                except Exception:  # a model may refuse what lies outside [0, 1], in any way
                     continue
     best = max(right, key=lambda name: sum(right[name]))
     gained = sum(so and not plain for so, plain in zip(right[best], right[""], strict=True))
     lost = sum(plain and not so for so, plain in zip(right[best], right[""], strict=True))
-    return {"as": best, "right": sum(right[""]), "gained": gained, "lost": lost, "images": len(labels)}
+    commonest = int(labels.unique(return_counts=True)[1].max())
+    return {
+        "as": best,
+        "right": sum(right[""]),
+        "gained": gained,
+        "lost": lost,
+        "images": len(labels),
+        "commonest": commonest,
+    }
+
+
+def _least_gain(images: int) -> float:
+    """So many more images a normalisation has to get right before anybody is alarmed."""
+    return max(5, 0.05 * images)
 
 
 def digests(images: Tensor) -> list[int]:
@@ -60,26 +76,32 @@ def findings(evaluation: Evaluation) -> list[Finding]:
         _labels(evaluation),
         _duplicates(evaluation),
         _buffers(evaluation),
+        *_classes(evaluation),
         *_radius(evaluation),
     ]
 
 
 def _preprocessing(evaluation: Evaluation) -> list[Finding]:
     seen = evaluation.notes.get("preprocessing")
-    if not seen or not seen["images"]:
+    # the answers of a random model may change for the better under anything that drowns its randomness
+    if not seen or not seen["images"] or evaluation.notes.get("predictions_that_change"):
         return []
     from scipy.stats import binomtest  # noqa: PLC0415  (half a second that nobody else needs to wait)
 
     gained, lost, count = seen["gained"], seen["lost"], seen["images"]
-    missing = gained - lost >= max(5, 0.05 * count) and bool(
-        binomtest(gained, gained + lost, alternative="greater").pvalue < 0.001
+    after, guessing = seen["right"] + gained - lost, seen["commonest"] / count
+    missing = (
+        gained - lost >= _least_gain(count)
+        and bool(binomtest(gained, gained + lost, alternative="greater").pvalue < 0.001)
+        # whoever answers always the same gains too where it was always wrong
+        and bool(binomtest(after, count, guessing, alternative="greater").pvalue < 0.001)
     )
     return [
         Finding(
             name="preprocessing fits",
             verdict="doubt" if missing else "trust",
             figure=f"{Share(seen['right'], count)} of the first {count} images are right as they are"
-            + (f", {Share(seen['right'] + gained - lost, count)} after {seen['as']}" if missing else ""),
+            + (f", {Share(after, count)} after {seen['as']}" if missing else ""),
             meaning="The model was trained on normalised images but gets raw pixels in [0, 1]: every figure is about "
             "another model than the one that would be used."
             if missing
@@ -102,6 +124,8 @@ def _labels(evaluation: Evaluation) -> Finding:
     meaning = "The model does better than guessing, so its classes are those of the labels."
     if below:
         meaning = "Worse than guessing: the classes of the model and of the labels are likely in another order."
+    elif not above and chance**count >= 0.01:
+        meaning = "Too few images to tell: guessing might have got them all right."
     elif not above:
         meaning = "No better than guessing: there is nothing here for an attack to take away."
     return Finding(
@@ -137,6 +161,26 @@ def _buffers(evaluation: Evaluation) -> Finding:
         else "An answer does not depend on the questions before it.",
         advice="Look for statistics that are still updated in evaluation mode." if changing else "",
     )
+
+
+def _classes(evaluation: Evaluation) -> list[Finding]:
+    """Whether so few classes come by no chance: data that lie class by class, of which only the first were judged."""
+    count, classes = len(evaluation), len(evaluation.classes)
+    seen = len(set(evaluation.label.tolist()))
+    # the chance that draws from all classes alike meet no more than so many
+    by_chance = min(1.0, math.comb(classes, seen) * (seen / classes) ** count)
+    if by_chance >= 0.001:
+        return []
+    return [
+        Finding(
+            name="every class is asked about",
+            verdict="note",
+            figure=f"the {count:,} images are of {seen} of {classes} classes",
+            meaning="The figures say nothing about the other classes: the images may lie class by class, and only the "
+            "first have been judged.",
+            advice="Evaluate all images, or mix them before you take the first.",
+        )
+    ]
 
 
 def _radius(evaluation: Evaluation) -> list[Finding]:

@@ -16,7 +16,11 @@ def length(data: Pairs, samples: int | None) -> int:
     """How many images there are to judge; 0 where only reading on will tell."""
     if isinstance(data, Dataset):
         data = data.test
-    total = len(data) if isinstance(data, Split) else len(data[1]) if isinstance(data, tuple) else 0
+    total = 0
+    if isinstance(data, Split):
+        total = len(data)
+    elif isinstance(data, tuple) and len(data) == 2 and hasattr(data[0], "__len__"):
+        total = len(data[0])
     return min(total, samples) if samples is not None else total
 
 

@@ -170,6 +170,13 @@ def _read(path: Path) -> dict[str, Tensor]:
             f"out of torch.load({path.name!r}, weights_only=False) once and keep it with "
             f"safetensors.torch.save_file(state_dict, {path.with_suffix('.safetensors').name!r})"
         ) from problem
+    except RuntimeError as problem:
+        if "TorchScript" not in str(problem):
+            raise _damaged(path, problem) from problem
+        raise FileError(
+            f"{path} is a TorchScript program, not weights; write a function that returns "
+            f"torch.jit.load({path.name!r}), and name it as module:function"
+        ) from problem
     except Exception as problem:  # a cut-off pickle may raise anything
         raise _damaged(path, problem) from problem
     return _tensors(path, held)

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable
 
-from bessemer.papers.bang import table1
+from bessemer.papers.bang import gradients, table1
 from bessemer.records import Result
 
-EXPERIMENTS: dict[str, Callable[..., Result]] = {"bang-table1": table1.run}
+EXPERIMENTS: dict[str, Callable[..., Result]] = {"bang-table1": table1.run, "bang-gradients": gradients.run}
 
 __all__ = ["EXPERIMENTS"]

@@ -200,7 +200,8 @@ class Evaluation:
     @property
     def name(self) -> str:
         """What was asked, as a file's name; see `file_name`."""
-        return file_name(self.suite, self.threat, self.data, len(self), self.seed)
+        fast = str(self.provenance.get("mode", "")).startswith("fast")
+        return file_name(self.suite, self.threat, self.data, len(self), self.seed, fast)
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -416,24 +417,31 @@ class Evaluation:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["attack", "index", "label", "clean_prediction", *COLUMNS])
         for rows in self.attacks:
-            columns = zip(self.index, self.label, self.prediction, *(rows[name] for name in COLUMNS), strict=True)
+            figures = [_figures(rows[name]) for name in COLUMNS]
+            columns = zip(self.index, self.label, self.prediction, *figures, strict=True)
             writer.writerows([rows.name, *line] for line in columns)
         if path is not None:
             write_whole(Path(path), text.getvalue().encode())
         return text.getvalue()
 
 
-def file_name(suite: str, threat: str, data: str, images: int, seed: int = 0) -> str:
-    """A name for the answer to one question: no other suite, threat, data, number of images or seed shares it."""
-    parts = [suite, threat.replace("/", "of"), data, str(images), f"seed{seed}" if seed else ""]
+def file_name(suite: str, threat: str, data: str, images: int, seed: int = 0, fast: bool = False) -> str:
+    """A name for the answer to one question: no other suite, threat, data, number of images or seed shares it.
+
+    What the fast mode found stands beside what the exact mode found.
+    """
+    parts = [suite, threat.replace("/", "of"), data, str(images), f"seed{seed}" if seed else "", "fast" if fast else ""]
     return "_".join(re.sub(r"[^\w.]+", "-", part) for part in parts if part)
 
 
+def _figures(column: Column) -> list[Any]:
+    """A column as plain values; floats at the precision that a float32 has."""
+    return [float(f"{value:.9g}") if isinstance(value, float) else value for value in column.tolist()]
+
+
 def _listed(column: Column) -> list[Any]:
-    """A column as JSON values; floats at the precision that a float32 has, NaN as null."""
-    if column.dtype.kind != "f":
-        return column.tolist()
-    return [None if math.isnan(value) else float(f"{value:.9g}") for value in column.tolist()]
+    """A column as JSON values: NaN as null."""
+    return [None if math.isnan(value) else value for value in _figures(column)]
 
 
 def _packed(pixels: npt.NDArray[np.float32]) -> dict[str, Any]:

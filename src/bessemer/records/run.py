@@ -62,7 +62,7 @@ class RunRecord:
 
 
 def _largest(evaluations: list[Evaluation]) -> list[Evaluation]:
-    """For each question the answer from the most images; the first of equals."""
+    """For each question the answer from the most images; of equals the exact one, whose name comes first."""
     kept: dict[tuple[str, str, str], Evaluation] = {}
     for evaluation in evaluations:
         question = (evaluation.suite, evaluation.data, evaluation.threat)

@@ -9,53 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bessemer import data, training
 from bessemer.errors import unknown
-from bessemer.evaluation import Stage, evaluate
-from bessemer.records import Claim, Evaluation, Result, Share, file_name, provenance
-from bessemer.training import Moment, Recipe
+from bessemer.evaluation import SUITES, Stage
+from bessemer.papers.bang.networks import ROWS, judged, percent, trained
+from bessemer.records import Claim, Evaluation, Result, Share, provenance
+from bessemer.training import Moment
 
-
-@dataclass(frozen=True)
-class Row:
-    """A network of the table, and the figures the paper prints for it (rates in %, Linf in grey levels)."""
-
-    recipe: str
-    published: dict[str, float | tuple[float, float]]
-
-
-ROWS = {
-    "R0": Row(
-        "lenet-mnist",
-        {
-            "accuracy": 99.16,
-            "fgs_rate": 90.33,
-            "fgs_pass": (0.4072, 0.1081),
-            "fgs_linf": (40.51, 15.72),
-            "hc1_rate": 99.53,
-            "hc1_pass": (0.7535, 0.1143),
-            "hc1_linf": (122.60, 49.46),
-        },
-    ),
-    "B0": Row(
-        "bang-lenet-mnist",
-        {
-            "accuracy": 99.16,
-            "fgs_rate": 3.51,
-            "fgs_pass": (0.6806, 0.1457),
-            "fgs_linf": (8.34, 4.32),
-            "hc1_rate": 95.13,
-            "hc1_pass": (0.5359, 0.2023),
-            "hc1_linf": (187.86, 63.66),
-        },
-    ),
-}
+NETWORKS = ("R0", "B0")
 
 # what changes in the recipes, and how many test images are attacked
 SCALES: dict[str, tuple[list[str], int | None]] = {
@@ -81,17 +46,18 @@ def run(
     began = time.monotonic()
     changes, samples = SCALES[scale]
     found: dict[str, Evaluation] = {}
-    for name, row in ROWS.items():
-        folder = runs / name
-        recipe = Recipe.named(row.recipe, changes)
-        model = training.train(recipe, folder, resume=folder.exists(), data_dir=data_dir, watch=watch_training(name))
-        dataset = data.load(recipe.data[0], data_dir, **recipe.data[1])
-        images = min(samples or len(dataset.test), len(dataset.test))
-        path = folder / "records" / f"{file_name('bang', '', dataset.name, images)}.json"
-        if not path.exists():
-            evaluate(model, dataset, "bang", samples=samples, name=name, watch=watch_evaluation(name)).save(path.parent)
-        found[name] = Evaluation.read(path)
-    numbers = {name: {"ours": figures(found[name]), "published": ROWS[name].published} for name in ROWS}
+    for name in NETWORKS:
+        model, dataset = trained(name, changes, runs, data_dir, watch_training(name))
+        found[name] = judged(
+            model,
+            dataset,
+            SUITES["bang"](None),
+            runs / name,
+            samples=samples,
+            name=name,
+            watch=watch_evaluation(name),
+        )
+    numbers = {name: {"ours": figures(found[name]), "published": ROWS[name].published} for name in NETWORKS}
     facts = provenance(
         seed=0,
         seconds=round(time.monotonic() - began, 1),
@@ -107,18 +73,18 @@ def figures(evaluation: Evaluation) -> dict[str, Any]:
     def attacked(name: str, prefix: str) -> dict[str, Any]:
         linf = evaluation.produced(name, "linf")
         return {
-            f"{prefix}_rate": _percent(evaluation.success_rate(name)),
+            f"{prefix}_rate": percent(evaluation.success_rate(name)),
             f"{prefix}_pass": _rounded(evaluation.produced(name, "pass_score"), 4),
             f"{prefix}_linf": _rounded((255 * linf[0], 255 * linf[1]), 2),
         }
 
     return {
-        "accuracy": _percent(evaluation.clean_accuracy()),
+        "accuracy": percent(evaluation.clean_accuracy()),
         **attacked("FGS", "fgs"),
         **attacked("HC1", "hc1"),
         **attacked("FGS, margin loss", "fgs_margin"),
-        "zero_gradients": _percent(evaluation.zero_gradient_share("FGS")),
-        "zero_gradients_in_float64": _percent(evaluation.zero_in_float64_share("FGS")),
+        "zero_gradients": percent(evaluation.zero_gradient_share("FGS")),
+        "zero_gradients_in_float64": percent(evaluation.zero_in_float64_share("FGS")),
         "images": len(evaluation),
     }
 
@@ -170,10 +136,6 @@ def claims(regular: Evaluation, bang: Evaluation) -> list[Claim]:
             f"{turned} of the failures",
         ),
     ]
-
-
-def _percent(share: Share) -> float | None:
-    return None if math.isnan(share.value) else round(100 * share.value, 2)
 
 
 def _rounded(values: tuple[float, float], digits: int) -> list[float | None]:
