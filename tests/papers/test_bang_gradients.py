@@ -29,7 +29,7 @@ def test_the_smoke_scale_runs_end_to_end_and_is_not_done_twice(tmp_path):
     assert written["numbers"]["B4"]["published"]["fgs_rate"] == 1.52
     ours = written["numbers"]["R0"]["ours"]
     assert ours["rays"]["images"] == 20
-    # a network of 60 iterations hides nothing, so a float64 copy answers as the network itself does
+    # a network of 40 iterations hides nothing, so a float64 copy answers as the network itself does
     assert ours["rays"]["fgs_rate"] == ours["rays"]["fgs_rate_float64"]
     assert len(written["claims"]) == 13
     assert (tmp_path / "rays.png").read_bytes().startswith(b"\x89PNG")

@@ -19,7 +19,9 @@ from bessemer.papers import EXPERIMENTS
 
 def reproduce(
     name: Annotated[str, typer.Argument(metavar="NAME", help=f"{', '.join(EXPERIMENTS)}.")],
-    scale: Annotated[str, typer.Option(metavar="SCALE", help="smoke (seconds) or full (the paper's size).")] = "full",
+    scale: Annotated[
+        str, typer.Option(metavar="SCALE", help="smoke (seconds), cpu where there is one, or full (the paper's size).")
+    ] = "full",
     runs: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Where its networks go; runs/NAME-SCALE unless given.")
     ] = None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale(
-        ["training.iterations=60", "training.validate_every=60"], 20, 5, 5, "quick", ("DDN, L2", "DeepFool, Linf")
+        ["training.iterations=40", "training.validate_every=40"], 20, 5, 5, "quick", ("DDN, L2", "DeepFool, Linf")
     ),
     "cpu": Scale([], 1000, 1000, 100),
     "full": Scale([], None, 1000, 1000),
@@ -101,41 +101,50 @@ def run(
     if scale not in SCALES:
         raise unknown("scale", scale, SCALES)
     began = time.monotonic()
-    sizes = SCALES[scale]
-    found: dict[str, Found] = {}
-    for name in (REGULAR, *BANG):
-        model, dataset = trained(name, sizes.changes, runs, data_dir, watch_training(name))
-        precise = deepcopy(model).double()
-
-        def ask(
-            suite: Suite,
-            samples: int | None,
-            model: nn.Module = model,
-            name: str = name,
-            dataset: Any = dataset,
-        ) -> Evaluation:
-            watch = watch_evaluation(f"{name}, {suite.name}")
-            return judged(model, dataset, suite, runs / name, samples=samples, name=name, watch=watch)
-
-        pgd = {eps: ask(_pgd(Linf(eps)), sizes.bounded) for eps in RADII}
-        rays = ask(RAYS, sizes.rays)
-        double = ask(Suite("bang-rays-float64", RAYS.attacks), sizes.rays, precise)
-        minimal = SUITES["minimal"](None).attacks
-        nearest = ask(Suite("minimal", {key: minimal[key] for key in sizes.nearest}), sizes.costly)
-        ensemble = {eps: ask(SUITES[sizes.ensemble](Linf(eps)), sizes.costly) for eps in RADII}
-        found[name] = Found(*_unattacked(model, dataset.test), rays, double, pgd, ensemble, nearest)
+    found = {
+        name: _found(name, SCALES[scale], runs, data_dir, watch_training(name), watch_evaluation)
+        for name in (REGULAR, *BANG)
+    }
     picture(found, runs / "rays.png")
     facts = provenance(
         seed=0,
         seconds=round(time.monotonic() - began, 1),
         threads=torch.get_num_threads(),
         evaluations={
-            name: {f"{one.suite} {one.threat}".strip(): one.provenance for one in judged_.evaluations}
-            for name, judged_ in found.items()
+            name: {f"{one.suite} {one.threat}".strip(): one.provenance for one in network.evaluations}
+            for name, network in found.items()
         },
     )
     numbers = {name: {"ours": figures(found[name]), "published": ROWS[name].published} for name in found}
     return Result("bang-gradients", scale, claims(found), numbers, facts)
+
+
+def _found(
+    name: str,
+    scale: Scale,
+    runs: Path,
+    data_dir: Path | None,
+    watch_training: Callable[[Moment], None],
+    watch_evaluation: Callable[[str], Callable[[Stage], None]],
+) -> Found:
+    """One network, trained and asked everything."""
+    model, dataset = trained(name, scale.changes, runs, data_dir, watch_training)
+
+    def ask(suite: Suite, samples: int | None, model: nn.Module = model) -> Evaluation:
+        watch = watch_evaluation(f"{name}, {suite.name}")
+        return judged(model, dataset, suite, runs / name, samples=samples, name=name, watch=watch)
+
+    minimal = SUITES["minimal"](None)
+    accuracy, gaps = _unattacked(model, dataset.test)
+    return Found(
+        accuracy,
+        gaps,
+        rays=ask(RAYS, scale.rays),
+        precise=ask(replace(RAYS, name="bang-rays-float64"), scale.rays, deepcopy(model).double()),
+        pgd={eps: ask(_pgd(Linf(eps)), scale.bounded) for eps in RADII},
+        ensemble={eps: ask(replace(SUITES[scale.ensemble](Linf(eps)), curve=()), scale.costly) for eps in RADII},
+        minimal=ask(replace(minimal, attacks={key: minimal.attacks[key] for key in scale.nearest}), scale.costly),
+    )
 
 
 def _pgd(threat: Linf) -> Suite:
