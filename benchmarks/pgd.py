@@ -73,9 +73,9 @@ def measure() -> dict[str, dict]:
     """Ratios by network and library, in the layout the caller's model has."""
     found = {}
     for name, make, shape, pairs in (
-        ("LeNet, batch 64", LeNet, (64, 1, 28, 28), 9),
-        ("CIFAR-quick, batch 100", CifarQuick, (100, 3, 32, 32), 7),
-        ("ResNet-18, batch 8", resnet18, (8, 3, 32, 32), 3),
+        ("LeNet, batch 64", LeNet, (64, 1, 28, 28), 7),
+        ("CIFAR-quick, batch 100", CifarQuick, (100, 3, 32, 32), 3),
+        ("ResNet-18, batch 32", resnet18, (32, 3, 32, 32), 2),
     ):
         torch.manual_seed(0)
         model = make().eval()

@@ -120,14 +120,28 @@ class Oracle:
         self._note_gradient(stacked, x.detach(), self._goal.at(rows), margin, rows)
         return _numbers(stacked), logits.detach()
 
-    def reached(self, images: Images, logits: Float[Tensor, "n k"], rows: Rows = None) -> Bool[Tensor, " n"]:
-        """Which images do what the attacker wants; where the search used a cheaper copy, the model itself says so."""
+    def reached(
+        self,
+        images: Images,
+        logits: Float[Tensor, "n k"],
+        rows: Rows = None,
+        confirmed: Bool[Tensor, " n"] | None = None,
+    ) -> Bool[Tensor, " n"]:
+        """Which images do what the attacker wants; where the search used a cheaper copy, the model itself says so.
+
+        confirmed: images of which it has said so at another point; they are not asked about again.
+        """
         reached = self._goal.at(rows).reached(logits)
         if self._through is not None and reached.any():
-            places = reached.nonzero()[:, 0]
+            places = (reached if confirmed is None else reached & ~confirmed).nonzero()[:, 0]
             asked = places if rows is None else rows[places]
             reached[places] = self._goal.at(asked).reached(self.verdict(images[places], asked))
         return reached
+
+    @property
+    def indirect(self) -> bool:
+        """Whether a cheaper copy answers in place of the model."""
+        return self._through is not None
 
     def verdict(self, images: Images, rows: Rows = None) -> Float[Tensor, "n k"]:
         """The logits of the model itself, also where the search goes through a stand-in."""
@@ -257,11 +271,13 @@ class WorstSeen:
 
     def offer(self, images: Images, logits: Tensor, values: Tensor, rows: Rows = None) -> Bool[Tensor, " k"]:
         """Take in candidate points for some images; returns which of them reach the goal."""
-        reached = self._oracle.reached(images, logits, rows)
         held_reached = self._reached if rows is None else self._reached[rows]
+        reached = self._oracle.reached(images, logits, rows, held_reached)
         held_value = self._value if rows is None else self._value[rows]
         values = values.to(held_value.dtype)
         better = (reached & ~held_reached) | ((reached == held_reached) & (values > held_value))
+        if self._oracle.indirect:  # what has been confirmed is not exchanged for what only the stand-in says
+            better &= ~held_reached
         if rows is None:
             if better.device.type == "cpu" and better.all():
                 self.images, self._own = images, False
