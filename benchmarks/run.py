@@ -18,7 +18,6 @@ import training_loop
 from bessemer.allocation import keep_freed_memory
 from bessemer.records import provenance, write_whole
 
-
 MEASURES = {"bang_step": bang_step.measure, "training_loop": training_loop.measure, "pgd": pgd.measure}
 STARTS = {"bang_step": "BANG step", "training_loop": "training loop", "pgd": "PGD-"}  # of the names of their rows
 
