@@ -5,8 +5,9 @@
 
 Targets: PGD-40 in the fast mode with early leaving at most 0.30 of the bare loop, where about half of the images stand;
 the fast mode's robust accuracy within 0.2 points of the exact one's; `standard` at most half the time of AutoAttack
-(torchattacks' port of its attacks, and the original where it is installed), and of our own attacks run step by step: every attack on
-every image, every step taken, nobody leaving early, exact float32. Writes results/benchmarks-trained.json.
+(torchattacks' port of its attacks, and the original where it is installed), and of our own attacks run step by step:
+every attack on every image, every step taken, nobody leaving early, exact float32. Writes
+results/benchmarks-trained.json.
 """
 
 from __future__ import annotations
