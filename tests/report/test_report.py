@@ -537,3 +537,27 @@ def test_an_evaluation_keeps_its_page_through_its_file(three_runs, tmp_path):
     evaluation = three_runs[0].evaluations[0]
     back = Evaluation.read(evaluation.save(tmp_path))
     assert report([evaluation], tmp_path / "a").read_bytes() == report([back], tmp_path / "b").read_bytes()
+
+
+@pytest.mark.parametrize("end", [0.3, 0.5])
+def test_grey_levels_stand_above_the_radius_they_are(end):
+    """Also on the crowded axis, which is linear near 0 and logarithmic beyond."""
+    from matplotlib import pyplot as plt
+
+    from bessemer.report import figures
+
+    radii = [0, 0.1, 0.2, end] if end < 0.5 else [0, 2 / 255, 4 / 255, 8 / 255, 16 / 255, end]
+    figure, axes = plt.subplots()
+    axes.plot(radii, radii)
+    if figures._crowded(radii):
+        axes.set_xscale("symlog", linthresh=2 / 255, linscale=0.5)
+        axes.set_xlim(0, 0.55)
+        axes.set_xticks([0, 0.01, 0.1, 0.5])
+    figures._grey_levels(axes)
+    figure.canvas.draw()
+    top = figure.axes[-1] if len(figure.axes) > 1 else axes.child_axes[0]
+    for tick, label in zip(top.get_xticks(), top.get_xticklabels(), strict=True):
+        x, _ = top.transData.transform((tick, 0))
+        wanted, _ = axes.transData.transform((float(label.get_text().replace("\N{MINUS SIGN}", "-")) / 255, 0))
+        assert x == pytest.approx(wanted, abs=0.5), label
+    plt.close(figure)

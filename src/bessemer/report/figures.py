@@ -11,6 +11,7 @@ import io
 import math
 import re
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib.style
@@ -118,6 +119,10 @@ class Look:
         return 3.4 if self.bold else 1.8 if self.style is None else 1.3
 
 
+ONE_TWO_FIVE = [float(f"{digit}e{power}") for power in range(-6, 5) for digit in (1, 2, 5)]
+DOUBLED = [2.0**power for power in range(-4, 9)]  # grey levels
+
+
 @dataclass(frozen=True)
 class Line:
     """Robust accuracy over something: `shares[i]` of the images hold at `at[i]`.
@@ -158,7 +163,11 @@ def accuracy_over(lines: list[Line], axis: Axis, name: str, title: str) -> Marku
             axes.set_xticks(sorted(set(values)))
             axes.xaxis.set_minor_locator(NullLocator())
         elif _crowded(values):
-            axes.set_xscale("symlog", linthresh=min(value for value in values if value > 0), linscale=0.5)
+            least = min(value for value in values if value > 0)
+            axes.set_xscale("symlog", linthresh=least, linscale=0.5)
+            # matplotlib's own ticks of this scale run below 0 and into one another
+            axes.set_xlim(0, 1.05 * max(values))
+            axes.set_xticks([0, *(tick for tick in ONE_TWO_FIVE if least <= tick <= max(values))])
             axes.xaxis.set_minor_locator(NullLocator())
         else:
             axes.xaxis.set_major_locator(_round(6))
@@ -206,15 +215,19 @@ def _crowded(radii: list[float]) -> bool:
 
 
 def _grey_levels(axes: Axes) -> None:
-    top = axes.secondary_xaxis("top", functions=(_to_grey, _from_grey))
+    if axes.get_xscale() == "linear":
+        top: Any = axes.secondary_xaxis("top", functions=(_to_grey, _from_grey))
+        top.xaxis.set_major_locator(_round(6))
+        top.xaxis.set_major_formatter(FuncFormatter(lambda grey, _: f"{grey:.3g}"))
+    else:  # where a secondary axis would be linear all the same
+        top, least, most = axes.twiny(), float(axes.get_xticks()[1]), axes.get_xlim()[1]
+        top.set_xscale("symlog", linthresh=axes.xaxis.get_transform().linthresh, linscale=0.5)  # type: ignore[attr-defined]
+        top.set_xlim(axes.get_xlim())
+        top.set_xticks([0, *(level / 255 for level in DOUBLED if least <= level / 255 <= most)])
+        top.xaxis.set_minor_locator(NullLocator())
+        top.xaxis.set_major_formatter(FuncFormatter(lambda eps, _: f"{255 * eps:.3g}"))
     top.set_xlabel("grey levels (n/255)", labelpad=6)
     top.spines["top"].set_visible(False)
-    if axes.get_xscale() == "linear":
-        top.xaxis.set_major_locator(_round(6))
-    else:
-        top.set_xticks([255 * tick for tick in axes.get_xticks()])
-        top.xaxis.set_minor_locator(NullLocator())
-    top.xaxis.set_major_formatter(FuncFormatter(lambda grey, _: f"{grey:.3g}"))
 
 
 def _to_grey(eps: npt.ArrayLike) -> npt.ArrayLike:
