@@ -23,6 +23,16 @@ from bessemer.report.lights import light, lights, noticed
 from bessemer.report.plots import Key
 from bessemer.report.specimens import orders
 
+# what an evaluation notes, and its findings say
+IN_WORDS = (
+    "predictions_that_change",
+    "buffers_change",
+    "answers_not_a_number",
+    "duplicates",
+    "preprocessing",
+    "another_answer",
+)
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -85,8 +95,13 @@ def _title(runs: list[RunRecord]) -> str:
     return f"How {len(runs)} networks hold under attack"
 
 
+def _unsaid(notes: dict[str, Any]) -> dict[str, Any]:
+    """The notes that no finding puts into words."""
+    return {key: value for key, value in notes.items() if key not in IN_WORDS}
+
+
 def _measured(comparison: Comparison) -> Measured:
-    notes = [(entry.name, _flat(entry.evaluation.notes)) for entry in comparison.entries if entry.evaluation.notes]
+    notes = [(entry.name, said) for entry in comparison.entries if (said := _flat(_unsaid(entry.evaluation.notes)))]
     if len(notes) == len(comparison.entries) > 1 and all(said == notes[0][1] for _, said in notes):
         notes = [("every run", notes[0][1])]
     return Measured(
