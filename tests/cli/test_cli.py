@@ -32,6 +32,14 @@ ITERATIONS = "training.iterations=20"
 
 
 @pytest.fixture(autouse=True)
+def _interruptible():
+    """A shell that starts the tests in the background has them ignore Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(autouse=True)
 def surroundings(monkeypatch, tmp_path):
     """An empty folder to work in, no data but the embedded, and a terminal that is wide enough."""
     monkeypatch.chdir(tmp_path)
