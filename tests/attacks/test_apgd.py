@@ -240,6 +240,7 @@ def test_projection_is_legal_near_and_uses_the_radius_in_float32():
     threat.require(found, x)
     torch.testing.assert_close(threat.size(found - x), torch.full((4,), 12.0), rtol=1e-5, atol=0)
     clipped = (x + threat.into_ball(point - x)).clamp(0, 1)
+    assert 6.5 < threat.size(clipped - x).min() < threat.size(clipped - x).max() < 9.2, "as docs/pitfalls.md says"
     assert ((found - point).flatten(1).norm(dim=1) < (clipped - point).flatten(1).norm(dim=1)).all()
     torch.testing.assert_close(threat.project(found, x), found, rtol=0, atol=1e-6)
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from bessemer import randomness
 from bessemer.attacks.attack import Attack, Images, Oracle
+from bessemer.attacks.draws import best_of
 from bessemer.attacks.goal import Goal
 from bessemer.errors import UsageError
 from bessemer.threat import Threat
@@ -43,17 +43,11 @@ class GaussianNoise(Attack):
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
     ) -> Images:
-        """Draw after draw, for the images that no draw has turned yet."""
-        found = images.clone()
-        rows = torch.arange(len(images), device=images.device)
-        for draw in range(self.draws):
-            noise = randomness.normal(
-                tuple(images.shape[1:]), randomness.subseed(seed, draw), index[rows], images.dtype
-            )
-            candidate = images[rows] + self.std * noise
-            candidate = candidate.clamp(0, 1) if self.threat is None else self.threat.project(candidate, images[rows])
-            found[rows] = candidate
-            rows = rows[~oracle.reached(candidate, oracle.logits(candidate, rows), rows)]
-            if not len(rows):
-                break
-        return found
+        """Noise keyed by seed, draw and image."""
+
+        def draw(number: int, rows: Tensor) -> Images:
+            shape, own = tuple(images.shape[1:]), randomness.subseed(seed, number)
+            noisy = images[rows] + self.std * randomness.normal(shape, own, index[rows], images.dtype)
+            return noisy.clamp(0, 1) if self.threat is None else self.threat.project(noisy, images[rows])
+
+        return best_of(self.draws, oracle, images, draw)

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from bessemer import randomness
 from bessemer.attacks.attack import Attack, Images, Oracle
+from bessemer.attacks.draws import best_of
 from bessemer.attacks.goal import Goal
 from bessemer.errors import UsageError
 from bessemer.threat import Threat
@@ -40,13 +40,9 @@ class UniformNoise(Attack):
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
     ) -> Images:
-        """Draw after draw, for the images that no draw has turned yet."""
-        found = images.clone()
-        rows = torch.arange(len(images), device=images.device)
-        for draw in range(self.draws):
-            candidate = self.threat.sample(images[rows], randomness.subseed(seed, draw), index[rows])
-            found[rows] = candidate
-            rows = rows[~oracle.reached(candidate, oracle.logits(candidate, rows), rows)]
-            if not len(rows):
-                break
-        return found
+        """Points of the ball, keyed by seed, draw and image."""
+
+        def draw(number: int, rows: Tensor) -> Images:
+            return self.threat.sample(images[rows], randomness.subseed(seed, number), index[rows])
+
+        return best_of(self.draws, oracle, images, draw)

@@ -24,7 +24,7 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 def cheaper(model: Model, images: Tensor) -> tuple[Model, str]:
-    """A copy that answers in about a third of the time, and what was done to make it.
+    """A copy that answers in about half the time, and what was done to make it.
 
     images: a few to compare the copy's answers on. Raises `ModelError` where the model is no `nn.Module`, cannot be
     copied, or answers too differently in bfloat16.
