@@ -13,6 +13,7 @@ ORDER = [
     "models attacks",
     "adapters",
     "training evaluation",
+    "purification",
     "report",
     "papers",
     "cli",

@@ -1,0 +1,1 @@
+"""Allen-Zhu and Li, "Feature purification: how adversarial training performs robust deep learning", 2021."""
