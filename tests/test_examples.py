@@ -27,12 +27,14 @@ SAYS = {
     "is_this_gradient_hidden": r"logits × 100: .*\n(.*\n)* *doubt \(PGD-20\): the margin loss beats cross-entropy",
     "put_an_attack_together": r"GradientAttack\(threat=Linf\(0.08\).*\n(.*\n)*PGD-10 on a loss of my own leaves",
     "train_with_bang_in_your_own_loop": r"regular: 9\d.*\nBANG: 9\d.* right, the first logit leads by",
+    "what_did_adversarial_training_purify": r"all layers: .* 0\.\d+ \(medians\)\n\d+% of the neurons .* purified\.html",
     "write_your_own_attack": r"corners leaves .* of 200 images standing.*\nPGD-20 leaves",
     "README": r"tensor\(0\.\d+, dtype=torch\.float64\)\n9\d\.\d % \[.*\] \d\d\.\d % \[",
 }
 WRITES = {
     "compare_two_runs": ["compare.html", "runs/digits/records/quick*.json"],
     "how_robust_is_my_model": ["how_robust.html"],
+    "what_did_adversarial_training_purify": ["purified.html"],
     "README": ["report.html", "runs/first/recipe.toml"],
 }
 

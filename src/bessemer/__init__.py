@@ -18,7 +18,9 @@ from bessemer import adapters, attacks, data, models
 from bessemer.errors import BessemerError
 from bessemer.evaluation import evaluate, pass_score
 from bessemer.layers import balance
+from bessemer.purification.purify import purify
 from bessemer.records import Evaluation
+from bessemer.records.purification import Purification
 from bessemer.report import report
 from bessemer.threat import L1, L2, Linf
 from bessemer.training import Adversarial, Bang, Plain, Recipe, load, train
@@ -34,6 +36,7 @@ __all__ = [
     "Evaluation",
     "Linf",
     "Plain",
+    "Purification",
     "Recipe",
     "adapters",
     "attacks",
@@ -43,6 +46,7 @@ __all__ = [
     "load",
     "models",
     "pass_score",
+    "purify",
     "report",
     "train",
 ]

@@ -390,6 +390,30 @@ def test_an_image_walks_alone():
         torch.testing.assert_close(left.images[standing], stayed.images[standing], rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("threat", [Linf(0.003), L2(0.02), L1(0.07)], ids=str)
+@pytest.mark.parametrize("room", [9, 20, 100])
+def test_targets_side_by_side_find_what_they_find_in_turn(threat, room):
+    """Same points where nobody leaves, same verdicts where images do; and never more rows at once than allowed."""
+    model, x = Recorder(40, classes=7), images(9, 40)
+    with torch.no_grad():
+        labels = model(x).argmax(1)
+    attack = APGD(threat, 20, restarts=2, targets=5, loss="margin")
+    for early in (False, True):
+        in_turn = attack.run(model, x, labels, until_success=early)
+        model.asked.clear()
+        beside = attack.run(model, x, labels, until_success=early, room=room)
+        assert max(map(len, model.asked)) <= max(room, len(x))
+        if room == 100:
+            assert max(map(len, model.asked)) > len(x)
+        with torch.no_grad():
+            standing = model(in_turn.images).argmax(1) == labels
+            assert 0 < standing.sum() < 9, "all or none standing tests nothing"
+            assert torch.equal(model(beside.images).argmax(1) == labels, standing)
+        same = torch.ones(9).bool() if not early else standing
+        torch.testing.assert_close(beside.images[same], in_turn.images[same], rtol=0, atol=1e-9)
+        assert torch.equal(beside.forwards[same], in_turn.forwards[same])
+
+
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5), L1(2.0), Linf(0.0), L2(0.0), L1(0.0)], ids=str)
 @pytest.mark.parametrize("targets", [0, 2])
 def test_no_gradient_is_no_nan(threat, targets):

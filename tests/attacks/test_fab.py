@@ -1,5 +1,6 @@
 """FAB: its projections against scipy, its distances against closed forms and another library."""
 
+import copy
 import math
 
 import numpy as np
@@ -332,6 +333,29 @@ def test_images_leave_once_a_point_is_near_enough(targets, model, batch):
     assert 20 < done.sum() < 180
     assert early.forwards[done].float().mean() < full.forwards.max() / 3
     torch.testing.assert_close(near[~done], nearer[~done])
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("enough", [False, True])
+def test_targets_side_by_side_find_what_they_find_in_turn(norm, enough, model, batch):
+    images, labels, twin = batch[0][:40].double(), batch[1][:40], copy.deepcopy(model).double()
+    asked = []
+
+    def asking(x):
+        asked.append(len(x))
+        return twin(x)
+
+    attack = FAB(norm, steps=10, targets=5, restarts=2, enough=RADII[norm] if enough else 0.0)
+    in_turn = attack.run(asking, images, labels)
+    assert max(asked) == 40
+    beside = attack.run(asking, images, labels, room=130)
+    assert 40 < max(asked) <= 130
+    far, near = (distances(twin, outcome.images, images, labels, norm) for outcome in (in_turn, beside))
+    open_ = far > attack.enough
+    assert torch.equal(near > attack.enough, open_)
+    torch.testing.assert_close(near[open_], far[open_], rtol=1e-6, atol=0)
+    if enough:
+        assert 5 < open_.sum() < 35
 
 
 @pytest.mark.parametrize("norm", NORMS)

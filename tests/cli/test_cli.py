@@ -27,7 +27,19 @@ from bessemer.cli.evaluate import images_for
 from bessemer.records import RunRecord
 from bessemer.training import recipes
 
-COMMANDS = ["demo", "train", "evaluate", "report", "reproduce", "list", "data", "data list", "data check", "data get"]
+COMMANDS = [
+    "demo",
+    "train",
+    "evaluate",
+    "purify",
+    "report",
+    "reproduce",
+    "list",
+    "data",
+    "data list",
+    "data check",
+    "data get",
+]
 ITERATIONS = "training.iterations=20"
 
 

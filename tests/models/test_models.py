@@ -4,12 +4,19 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
 from bessemer.errors import ImagesError, UsageError
 from bessemer.models import MODELS, LearnsStatistics, build
 
-PARAMETERS = {"lenet": 431_080, "cifar-quick": 145_578, "digits-net": 53_002}
-SHAPES = {"lenet": (1, 28, 28), "cifar-quick": (3, 32, 32), "digits-net": (1, 8, 8)}
+PARAMETERS = {"lenet": 431_080, "cifar-quick": 145_578, "digits-net": 53_002, "alexnet": 4_807_050, "resnet": 269_722}
+SHAPES = {
+    "lenet": (1, 28, 28),
+    "cifar-quick": (3, 32, 32),
+    "digits-net": (1, 8, 8),
+    "alexnet": (3, 32, 32),
+    "resnet": (3, 32, 32),
+}
 
 every_model = pytest.mark.parametrize("name", MODELS)
 
@@ -82,10 +89,12 @@ def test_dropout_acts_in_training_alone_and_can_be_switched_off(name):
 def test_dropout_sits_just_before_the_last_layer(name):
     model, seen = build(name, dropout=0.5), []
     model.dropout.register_forward_hook(lambda layer, given, result: seen.append((given[0], result)))
-    model.ip2.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
+    *_, answer = (layer for layer in model.modules() if isinstance(layer, nn.Linear))
+    answer.register_forward_pre_hook(lambda layer, given: seen.append(given[0]))
     model(images_for(name))
     (given, dropped), last = seen
-    assert given.shape == (4, model.ip1.out_features)
+    assert given.shape == (4, answer.in_features)
+    assert answer.out_features == model.classes
     assert last is dropped
 
 
@@ -121,5 +130,6 @@ def test_impossible_settings_are_refused(settings):
         build("lenet", **settings)
 
 
-def test_only_cifar_quick_learns_statistics():
-    assert [name for name in MODELS if isinstance(build(name), LearnsStatistics)] == ["cifar-quick"]
+def test_networks_for_colour_images_learn_statistics():
+    learning = [name for name in MODELS if isinstance(build(name), LearnsStatistics)]
+    assert learning == [name for name, (channels, _, _) in SHAPES.items() if channels == 3]

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -30,7 +31,7 @@ from torch import Tensor
 from bessemer import randomness
 from bessemer.attacks import losses
 from bessemer.attacks.attack import Attack, Images, Oracle, WorstSeen, column
-from bessemer.attacks.goal import Goal, Rows
+from bessemer.attacks.goal import Goal, Rows, joined
 from bessemer.attacks.losses import Loss
 from bessemer.errors import UsageError
 from bessemer.threat import L1, Threat
@@ -82,16 +83,29 @@ class APGD(Attack):
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
     ) -> Images:
-        """Every goal, every restart; each goes on only with the images that are still worth trying."""
+        """Every goal, every restart; each goes on only with the images that are still worth trying.
+
+        Most images that fall do so on the way to the likeliest target, which comes first, alone. The others follow side
+        by side, as many as there is room for.
+        """
         worst = WorstSeen(oracle, images, until_success)
-        for number, aimed in enumerate(self._goals(oracle, worst, images, goal)):
+        goals = list(enumerate(self._goals(oracle, worst, images, goal)))
+        begin, end = 0, 1
+        while begin < len(goals):
+            abreast = goals[begin:end]
             for restart in range(self.restarts):
                 rows = worst.open
+                if rows is None and len(abreast) > 1:
+                    rows = torch.arange(len(images), device=images.device)
                 if rows is not None and not len(rows):
                     return worst.images
                 originals, places = (images, index) if rows is None else (images[rows], index[rows])
-                walk = self._walk(originals, randomness.subseed(seed, number, restart), places)
-                self._climb(oracle, worst, walk, aimed, rows)
+                seeds = [randomness.subseed(seed, number, restart) for number, _ in abreast]
+                walk = self._walk(originals, seeds, places)
+                aimed = joined([aim.at(rows) for _, aim in abreast])
+                self._climb(oracle, worst, walk, aimed, None if rows is None else rows.repeat(len(abreast)))
+            going = worst.open
+            begin, end = end, end + oracle.beside(len(images) if going is None else len(going))
         return worst.images
 
     def _goals(self, oracle: Oracle, worst: WorstSeen, images: Images, goal: Goal) -> list[Goal]:
@@ -104,38 +118,45 @@ class APGD(Attack):
         others = logits.scatter(1, goal.labels[:, None], -torch.inf).argsort(stable=True, dim=1, descending=True)
         return [Goal(goal.labels, target) for target in others[:, :-1][:, : self.targets].unbind(1)]
 
-    def _walk(self, originals: Images, seed: int, index: Tensor) -> _Walk:
+    def _walk(self, originals: Images, seeds: Sequence[int], index: Tensor) -> _Walk:
         if isinstance(self.threat, L1):
-            return _Sparse(self.threat, originals, seed, index, self.steps)
-        return _Halving(self.threat, originals, seed, index, self.steps, self.rho)
+            return _Sparse(self.threat, originals, seeds, index, self.steps)
+        return _Halving(self.threat, originals, seeds, index, self.steps, self.rho)
 
     def _climb(self, oracle: Oracle, worst: WorstSeen, walk: _Walk, aimed: Goal, rows: Rows) -> None:
-        """One run: offers every point it visits inside the threat's own ball to `worst`."""
+        """One run: offers every point it visits inside the threat's own ball to `worst`.
+
+        rows, aimed: of every point, and an image may have several, each with a goal of its own.
+        """
         loss = losses.named(self.loss)
         for step in range(self.steps):
             gradient, logits, values = oracle.gradient(walk.x, loss, rows, aimed)
             walk.see(gradient, values)
             if walk.threat == self.threat:
                 reached = worst.offer(walk.x, logits, values, rows)
-                if rows is not None and reached.any():
-                    rows = rows[~reached]
-                    walk.keep(~reached)
+                if rows is not None and worst.until_success and reached.any():
+                    going = worst.is_open(rows)
+                    rows, aimed = rows[going], aimed.at(going)
+                    walk.keep(going)
                     if not len(rows):
                         return
             walk.advance(step)
         logits = oracle.logits(walk.x, rows)
-        worst.offer(walk.x, logits, loss(aimed.at(rows), logits), rows)
+        worst.offer(walk.x, logits, loss(aimed, logits), rows)
 
 
 class _Walk(ABC):
     """Where each image of one run is, the gradient and loss there, and the best point it has seen, by the loss alone.
 
-    It starts at a random point as far from the image as the ball goes, box aside. `threat` is the ball it walks in.
+    It starts at a random point as far from the image as the ball goes, box aside; with several seeds, every image at
+    one point a seed. `threat` is the ball it walks in.
     """
 
-    def __init__(self, threat: Threat, originals: Images, seed: int, index: Tensor) -> None:
+    def __init__(self, threat: Threat, originals: Images, seeds: Sequence[int], index: Tensor) -> None:
+        none, unboxed = torch.zeros_like(originals), replace(threat, box=None)
+        change = torch.cat([unboxed.sample(none, seed, index) for seed in seeds])
+        originals = torch.cat([originals] * len(seeds))
         self.threat, self.originals = threat, originals
-        change = replace(threat, box=None).sample(torch.zeros_like(originals), seed, index)
         size = threat.size(change).clamp_min(1e-30)
         self.x = self.project(originals + change * column(threat.eps / size, change))
         self.forget()
@@ -178,8 +199,10 @@ class _Walk(ABC):
 class _Halving(_Walk):
     """Linf and L2: a step size of 2 eps, halved at the checkpoints that found too little progress."""
 
-    def __init__(self, threat: Threat, originals: Images, seed: int, index: Tensor, steps: int, rho: float) -> None:
-        super().__init__(threat, originals, seed, index)
+    def __init__(
+        self, threat: Threat, originals: Images, seeds: Sequence[int], index: Tensor, steps: int, rho: float
+    ) -> None:
+        super().__init__(threat, originals, seeds, index)
         self.periods, self.rho = periods(steps), rho
         self.previous = self.x
         self.step_size = torch.full_like(self.value, 2 * threat.eps)
@@ -219,11 +242,11 @@ class _Sparse(_Walk):
     support: Int[Tensor, " n"]
     kept: Int[Tensor, " n"]
 
-    def __init__(self, threat: Threat, originals: Images, seed: int, index: Tensor, steps: int) -> None:
+    def __init__(self, threat: Threat, originals: Images, seeds: Sequence[int], index: Tensor, steps: int) -> None:
         # three tenths of the steps in each of the wider balls; a run of less than 4 steps has no time for them
         self.steps, self.wide = steps, 3 * steps // 10
         self.narrower = {self.wide: replace(threat, eps=2 * threat.eps), 2 * self.wide: threat} if self.wide else {}
-        super().__init__(replace(threat, eps=3 * threat.eps) if self.wide else threat, originals, seed, index)
+        super().__init__(replace(threat, eps=3 * threat.eps) if self.wide else threat, originals, seeds, index)
         self._enter(0)
         # before anything is known, a fifth of the pixels
         self.support = torch.full_like(self.support, originals[0].numel())

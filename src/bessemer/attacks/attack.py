@@ -32,7 +32,8 @@ class Oracle:
     """What an attack may ask of a model, and the count of what it asked, image by image.
 
     through: a cheaper copy of the model to search with, where the engine has one (see `Attack.run`); what counts is
-    still the model itself, which `reached` asks before it believes a success.
+    still the model itself, which `reached` asks before it believes a success. room: how many images a question may be
+    about, which those may use who have several questions about each; as many as there are, unless given.
     forwards, backwards, verifications, gradients, zero_gradients: int64 tensors of shape (N,): passes each image was
     part of, forward passes of the model itself that confirmed a success of a cheaper copy, input gradients asked for,
     and how many of these were all zero in the model's own precision (looked for only when judging: a look makes a GPU
@@ -40,9 +41,16 @@ class Oracle:
     """
 
     def __init__(
-        self, model: Model, images: Images, goal: Goal, judging: bool = True, through: Model | None = None
+        self,
+        model: Model,
+        images: Images,
+        goal: Goal,
+        judging: bool = True,
+        through: Model | None = None,
+        room: int | None = None,
     ) -> None:
         self._model, self._through, self._goal, self._judging = model, through, goal, judging
+        self.room = len(images) if room is None else room
         counters = torch.zeros(5, len(images), dtype=torch.int64, device=images.device)
         self.forwards, self.backwards, self.verifications, self.gradients, self.zero_gradients = counters
         self._zeros: list[tuple[Tensor, Tensor, Goal, Loss]] = []
@@ -57,6 +65,10 @@ class Oracle:
         other._model, other._through = self._model if model is None else model, through
         other._zeros, other._answered = [], False
         return other
+
+    def beside(self, images: int) -> int:
+        """How many questions about each of so many images there is room for at once; always one."""
+        return max(1, self.room // max(1, images))
 
     def classes(self, images: Images) -> int:
         """How many classes the model tells apart; it is asked about one image, which does not count as a pass."""
@@ -76,12 +88,12 @@ class Oracle:
     ) -> tuple[Images, Float[Tensor, "n k"], Float[Tensor, " n"]]:
         """The gradient of each image's own loss at its pixels, the logits, and the loss.
 
-        goal: another one than the attack was called with, for the whole batch. The loss is summed over the images: a
+        goal: another one than the attack was called with, of these very images. The loss is summed over the images: a
         mean over 1,000 of them underflows earlier. A pixel whose slope is NaN has slope 0: nothing is known of it.
         """
         self._count(self.forwards, rows)
         self._count(self.backwards, rows)
-        wanted = (self._goal if goal is None else goal).at(rows)
+        wanted = self._goal.at(rows) if goal is None else goal
         x = images.detach().requires_grad_()
         logits = self._ask(x, rows)
         values = loss(wanted, logits)
@@ -236,7 +248,8 @@ def _all_zero(gradient: Tensor) -> Tensor:
 class WorstSeen:
     """The worst point seen so far for each image: misclassified before not, then by the loss.
 
-    `until_success` closes an image once its goal is reached; `open` are the places still worth trying.
+    `until_success` closes an image once its goal is reached; `open` are the places still worth trying. An offer may
+    hold several points of one image.
     """
 
     def __init__(self, oracle: Oracle, images: Images, until_success: bool) -> None:
@@ -253,6 +266,10 @@ class WorstSeen:
         if self.until_success:
             return (~self._reached).nonzero()[:, 0]
         return None if self._closed is None else (~self._closed).nonzero()[:, 0]
+
+    def is_open(self, rows: Int[Tensor, " k"]) -> Bool[Tensor, " k"]:
+        """Which of these images are worth going on with, where `until_success` closes them."""
+        return ~self._reached[rows]
 
     def close(self, rows: Int[Tensor, " k"]) -> None:
         """These images are done."""
@@ -274,7 +291,7 @@ class WorstSeen:
         held_reached = self._reached if rows is None else self._reached[rows]
         reached = self._oracle.reached(images, logits, rows, held_reached)
         held_value = self._value if rows is None else self._value[rows]
-        values = values.to(held_value.dtype)
+        values = values.to(held_value.dtype).nan_to_num(-torch.inf, torch.inf, -torch.inf)
         better = (reached & ~held_reached) | ((reached == held_reached) & (values > held_value))
         if self._oracle.indirect:  # what has been confirmed is not exchanged for what only the stand-in says
             better &= ~held_reached
@@ -285,17 +302,19 @@ class WorstSeen:
                 self.images, self._own = torch.where(column(better, images), images, self.images), True
             self._reached, self._value = reached | held_reached, torch.where(better, values, held_value)
         else:
-            places = rows[better]
-            self.put(images[better], places)
-            self._value[places] = values[better]
-            self._reached[rows] = reached | held_reached
+            taken = _foremost(better, rows, values, reached)
+            places = rows[taken]
+            self.put(images[taken], places)
+            self._value[places] = values[taken]
+            self._reached[rows[reached]] = True
         return reached
 
 
 class NearestSeen:
     """The nearest point seen so far that reaches the goal, for each image; the original where there was none.
 
-    distance: its size in the norm of `size` (a threat's), infinite where there was none.
+    distance: its size in the norm of `size` (a threat's), infinite where there was none. An offer may hold several
+    points of one image.
     """
 
     def __init__(self, oracle: Oracle, originals: Images, size: Callable[[Images], Tensor]) -> None:
@@ -308,10 +327,24 @@ class NearestSeen:
         reached = self._oracle.reached(images, logits, rows)
         places = torch.arange(len(images), device=images.device) if rows is None else rows
         distance = self._size(images - self._originals[places])
-        better = reached & (distance < self.distance[places])
-        self.images[places[better]] = images[better]
-        self.distance[places[better]] = distance[better]
+        taken = _foremost(reached & (distance < self.distance[places]), places, -distance)
+        self.images[places[taken]] = images[taken]
+        self.distance[places[taken]] = distance[taken]
         return reached
+
+
+def _foremost(better: Bool[Tensor, " k"], rows: Int[Tensor, " k"], *merits: Tensor) -> Int[Tensor, " m"]:
+    """Of the better points of each image the one with the largest merits, the last of which weighs most.
+
+    Of equals the first.
+    """
+    taken = better.nonzero()[:, 0].flip(0)
+    if len(taken) < 2:
+        return taken
+    for key in (*merits, rows):
+        taken = taken[key[taken].argsort(stable=True)]
+    image = rows[taken]
+    return taken[torch.cat([image[1:] != image[:-1], image.new_ones(1, dtype=torch.bool)])]
 
 
 def column(values: Tensor, like: Tensor) -> Tensor:
@@ -376,6 +409,7 @@ class Attack(ABC):
         index: Int[Tensor, " n"] | None = None,
         until_success: bool = False,
         through: Model | None = None,
+        room: int | None = None,
     ) -> Outcome:
         """Like a call, with the count of what was asked of the model.
 
@@ -384,6 +418,8 @@ class Attack(ABC):
         training never does.
         through: a cheaper stand-in for the model (lower precision, layers folded) that answers all questions of the
         search; a success counts only after the model itself confirms it.
+        room: how many images the model may be asked about at once, where an attack can ask about several points of an
+        image; as many as `images` unless given.
         """
         check_images(images, self.box)
         check_labels(labels, images)
@@ -397,7 +433,7 @@ class Attack(ABC):
                 originals = originals.clone()
         goal = Goal(labels.long(), None if target is None else target.long())
         with torch.inference_mode(False), torch.enable_grad(), borrowed(model, images.device, seed):
-            oracle = Oracle(model, originals, goal, until_success, through)
+            oracle = Oracle(model, originals, goal, until_success, through, room)
             found = originals
             if len(images):
                 found = self.search(oracle, originals, goal, seed, places, until_success)

@@ -28,7 +28,7 @@ from torch import Tensor
 from bessemer import randomness
 from bessemer.attacks import losses
 from bessemer.attacks.attack import Attack, Images, NearestSeen, Oracle, column
-from bessemer.attacks.goal import Goal
+from bessemer.attacks.goal import Goal, joined
 from bessemer.errors import UsageError, unknown
 from bessemer.threat import THREATS, Threat
 
@@ -86,18 +86,32 @@ class FAB(Attack):
     def search(
         self, oracle: Oracle, images: Images, goal: Goal, seed: int, index: Tensor, until_success: bool
     ) -> Images:
-        """Every restart towards every target, each only with the images for which no near enough point is known."""
+        """Every restart towards every target, each only with the images for which no near enough point is known.
+
+        The likeliest target comes first, alone; the others follow side by side, as many as there is room for.
+        """
         nearest = NearestSeen(oracle, images, self._threat.size)
         logits = oracle.logits(images)
         nearest.offer(images, logits)  # what is misclassified already is at distance 0, and done
+        aims = list(enumerate(self._aims(goal, logits)))
         for restart in range(self.restarts):
-            for rank, aim in enumerate(self._aims(goal, logits)):
+            radius = nearest.distance.clamp_max(RADII[self.norm]) / 2
+            begin, end = 0, 1
+            while begin < len(aims):
                 rows = self._open(nearest)
-                x = images[rows]
-                if restart and len(rows):
-                    radius = nearest.distance[rows].clamp_max(RADII[self.norm]) / 2
-                    x = self._random_point(x, radius, randomness.subseed(seed, restart, rank), index[rows])
+                if not len(rows):
+                    return nearest.images
+                abreast = aims[begin:end]
+                starts = [images[rows]] * len(abreast)
+                if restart:
+                    starts = [
+                        self._random_point(x, radius[rows], randomness.subseed(seed, restart, rank), index[rows])
+                        for x, (rank, _) in zip(starts, abreast, strict=True)
+                    ]
+                aim = joined([aim.at(rows) for _, aim in abreast])
+                x, rows = torch.cat(starts), rows.repeat(len(abreast))
                 self._run(oracle, nearest, x, images, aim, rows, asked=goal.target is not None)
+                begin, end = end, end + oracle.beside(len(self._open(nearest)))
             self._final_search(oracle, nearest, images, goal, losses.margin(goal, logits))
         return nearest.images
 
@@ -128,7 +142,10 @@ class FAB(Attack):
         rows: Int[Tensor, " k"],
         asked: bool,
     ) -> None:
-        """One run: offers every point it visits to `nearest`."""
+        """One run: offers every point it visits to `nearest`.
+
+        x, aim, rows: of every point, and an image may have several, each with a goal of its own.
+        """
         original = images[rows]
         for _ in range(self.steps):
             if not len(rows):
@@ -148,7 +165,7 @@ class FAB(Attack):
             going = (nearest.distance[rows] > self.enough) & (moved != x).flatten(1).any(1)
             x = moved
             if not going.all():
-                rows, x, original = rows[going], x[going], original[going]
+                rows, aim, x, original = rows[going], aim.at(going), x[going], original[going]
 
     def _boundary(
         self, oracle: Oracle, x: Images, aim: Goal, rows: Tensor, asked: bool
@@ -162,7 +179,7 @@ class FAB(Attack):
             weights, logits, lead = oracle.gradient(x, losses.margin if asked else _lead, rows, aim)
             return weights, lead.to(x.dtype), logits
         jacobian, logits = oracle.jacobian(x, rows)
-        true = aim.labels[rows][:, None]
+        true = aim.labels[:, None]
         every = torch.arange(len(x), device=x.device)
         differences = jacobian - jacobian[every, true[:, 0]].unsqueeze(1)
         leads = logits - logits.gather(1, true)
@@ -245,15 +262,21 @@ def _moves_l1(slope: Tensor, room: Tensor, rise: Tensor) -> Tensor:
 def _up_to_a_level(slope: Tensor, pace: Tensor, room: Tensor, rise: Tensor) -> Tensor:
     """min(level · pace, room), with the level at which Σ slope · min(level · pace, room) = rise.
 
-    The sum is piecewise linear in the level, with a kink where a pixel runs out of room: sorting finds the piece.
+    The sum is concave and piecewise linear in the level, with a kink where a pixel runs out of room: Newton's steps
+    from 0 never go too far, and stop on the right piece, mostly after three or four.
     """
-    kinks, order = torch.where(pace > 0, room / pace.clamp_min(TINY), 0).sort(dim=1, stable=True)
-    full = (slope * room).gather(1, order)
-    before = full.cumsum(1) - full  # what the pixels that are out of room give
-    growth = (slope * pace).gather(1, order).flip(1).cumsum(1).flip(1)  # of all the others, a unit of level
-    piece = (before + kinks * growth < rise).sum(1, keepdim=True).clamp_max(slope.shape[1] - 1)
-    level = (rise - before.gather(1, piece)) / growth.gather(1, piece).clamp_min(TINY)
-    return (level.clamp_min(0).minimum(kinks[:, -1:]) * pace).minimum(room)
+    kinks = torch.where(pace > 0, room / pace.clamp_min(TINY), 0)
+    full, gain = slope * room, slope * pace
+    level, last = torch.zeros_like(rise), kinks.amax(1, keepdim=True)
+    while True:
+        free = kinks > level
+        given = torch.where(free, 0, full).sum(1, keepdim=True)  # by the pixels that are out of room
+        growth = torch.where(free, gain, 0).sum(1, keepdim=True)  # by all the others, a unit of level
+        higher = ((rise - given) / growth.clamp_min(TINY)).minimum(last)
+        climbing = higher > level
+        if not climbing.any():
+            return (level * pace).minimum(room)
+        level = torch.where(climbing, higher, level)
 
 
 MOVES: dict[str, Moves] = {"Linf": _moves_linf, "L2": _moves_l2, "L1": _moves_l1}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -28,3 +30,10 @@ class Goal:
         prediction = logits.argmax(1)
         reached = prediction != self.labels if self.target is None else prediction == self.target
         return reached & ~logits.isnan().any(1)
+
+
+def joined(goals: Sequence[Goal]) -> Goal:
+    """The goals of several batches as that of one; all or none of them have targets."""
+    labels = torch.cat([goal.labels for goal in goals])
+    targets = [goal.target for goal in goals if goal.target is not None]
+    return Goal(labels, torch.cat(targets) if targets else None)

@@ -94,7 +94,7 @@ class GradientAttack(Attack):
             originals, places = (images, index) if rows is None else (images[rows], index[rows])
             start = self.start if restart == 0 else Uniform()
             x = start.point(self.threat, originals, randomness.subseed(seed, restart), places)
-            self._climb(oracle, worst, x, originals, goal, aimed, rows)
+            self._climb(oracle, worst, x, originals, goal, aimed.at(rows), rows)
         return worst.images
 
     def _climb(
@@ -107,7 +107,7 @@ class GradientAttack(Attack):
         aimed: Goal,
         rows: Tensor | None,
     ) -> None:
-        """One run: offers every point it visits to `worst`."""
+        """One run: offers every point it visits to `worst`. aimed: of the images that are in it."""
         loss = losses.named(self.loss)
         project, memory = self.projection.around(originals, self.threat), None
         for step in range(self.steps):
@@ -120,6 +120,7 @@ class GradientAttack(Attack):
                     going = ~done
                     worst.close(rows[done])
                     rows, x, gradient, originals = rows[going], x[going], gradient[going], originals[going]
+                    aimed = aimed.at(going)
                     memory = None if memory is None else memory[going]
                     if not len(rows):
                         return
@@ -131,7 +132,7 @@ class GradientAttack(Attack):
             worst.put(x, rows)
             return
         logits = oracle.logits(x, rows)
-        worst.offer(x, logits, loss(aimed.at(rows), logits), rows)
+        worst.offer(x, logits, loss(aimed, logits), rows)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -115,7 +114,7 @@ class _Part(View):
 
     def __init__(self, oracle: Oracle, places: Int[Tensor, " k"], goal: Goal) -> None:
         super().__init__(oracle)
-        self._places, self._whole, self._goal = places, goal, goal.at(places)
+        self._places, self._goal = places, goal.at(places)
 
     def logits(self, images: Images, rows: Rows = None) -> Float[Tensor, "n k"]:
         """Of these images."""
@@ -125,7 +124,7 @@ class _Part(View):
         self, images: Images, loss: Loss = cross_entropy, rows: Rows = None, goal: Goal | None = None
     ) -> tuple[Images, Float[Tensor, "n k"], Float[Tensor, " n"]]:
         """Of these images."""
-        return self._oracle.gradient(images, loss, self._at(rows), None if goal is None else self._spread(goal))
+        return self._oracle.gradient(images, loss, self._at(rows), goal)
 
     def jacobian(
         self, images: Images, rows: Rows = None, classes: Int[Tensor, "n c"] | None = None
@@ -143,10 +142,3 @@ class _Part(View):
 
     def _at(self, rows: Rows) -> Tensor:
         return self._places if rows is None else self._places[rows]
-
-    def _spread(self, goal: Goal) -> Goal:
-        """A goal for the whole batch that is this one at our places; nobody asks about the others."""
-        labels = self._whole.labels.index_copy(0, self._places, goal.labels)
-        if goal.target is None:
-            return Goal(labels)
-        return Goal(labels, torch.zeros_like(labels).index_copy(0, self._places, goal.target))

@@ -13,8 +13,9 @@ from rich.table import Table
 
 from bessemer.cli.options import DataDir
 from bessemer.cli.progress import evaluation_bar, progress, training_bar
-from bessemer.errors import unknown
-from bessemer.papers import EXPERIMENTS
+from bessemer.errors import UsageError, unknown
+from bessemer.papers import EXPERIMENTS, LABORATORY, home
+from bessemer.records import write_whole
 
 
 def reproduce(
@@ -27,6 +28,12 @@ def reproduce(
     ] = None,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Where the result goes.")] = Path("results"),
     data_dir: DataDir = None,
+    dim: Annotated[
+        int | None, typer.Option(metavar="D", min=2, help="purification-lab: only its claims, at this dimension.")
+    ] = None,
+    sparsity: Annotated[
+        int | None, typer.Option(metavar="K", min=1, help="purification-lab, with --dim: active atoms in a sample; 6.")
+    ] = None,
 ) -> None:
     """Do a paper's experiment again and say which of its claims held.
 
@@ -37,10 +44,18 @@ def reproduce(
     """
     if name not in EXPERIMENTS:
         raise unknown("experiment", name, EXPERIMENTS)
-    folder = runs or Path("runs") / f"{name}-{scale}"
+    settings = {key: value for key, value in (("dim", dim), ("sparsity", sparsity)) if value is not None}
+    if settings and name != LABORATORY:
+        raise UsageError(f"--dim and --sparsity belong to {LABORATORY}, not to {name}")
+    if sparsity is not None and dim is None:
+        raise UsageError("--sparsity needs a --dim beside it")
+    folder = runs or Path("runs") / home(name, scale)
     with progress() as bars:
-        result = EXPERIMENTS[name](scale, folder, data_dir, partial(training_bar, bars), partial(evaluation_bar, bars))
+        watch = partial(training_bar, bars), partial(evaluation_bar, bars)
+        result = EXPERIMENTS[name](scale, folder, data_dir, *watch, **settings)
     path = result.write(out)
+    for shown in sorted(folder.glob(f"{name}-{result.scale}*")):  # its pictures and its page
+        write_whole(out / shown.name, shown.read_bytes())
     table = Table(title=f"{name}, {scale}")
     for column in ("held", "claim", "here", "published"):
         table.add_column(column, overflow="fold")

@@ -175,7 +175,7 @@ class Judge:
         rows = tried.nonzero()[:, 0]
         images, labels = batch.images[rows], batch.labels[rows]
         with _told(self.model, self._on_pass), blamed(f"{attack!r} stops"):
-            part = self._run(attack, images, labels, batch.index[rows])
+            part = self._run(attack, images, labels, batch.index[rows], room=len(batch.images))
         threat: Threat | None = getattr(attack, "threat", None)
         if threat is not None:
             threat.require(part.images, images)
@@ -198,19 +198,26 @@ class Judge:
             verdict[rows] = torch.where(nothing, labels, logits.argmax(1))
         return Outcome(**full), verdict, broken
 
-    def _run(self, attack: Attack, images: Tensor, labels: Tensor, index: Tensor) -> Outcome:
-        """The attack; where a GPU's memory does not hold the batch, in halves."""
+    def _run(self, attack: Attack, images: Tensor, labels: Tensor, index: Tensor, room: int) -> Outcome:
+        """The attack, with room for a whole batch; where a GPU's memory does not hold that, in halves."""
         try:
             return attack.run(
-                self.model, images, labels, seed=self.seed, index=index, until_success=True, through=self._through
+                self.model,
+                images,
+                labels,
+                seed=self.seed,
+                index=index,
+                until_success=True,
+                through=self._through,
+                room=room,
             )
         except torch.cuda.OutOfMemoryError:
-            if len(images) < 2:
+            if len(images) < 2 and room < 2:
                 raise
         torch.cuda.empty_cache()
         half = len(images) // 2
         cuts = (slice(half), slice(half, None))
-        parts = [self._run(attack, images[cut], labels[cut], index[cut]) for cut in cuts]
+        parts = [self._run(attack, images[cut], labels[cut], index[cut], room // 2) for cut in cuts]
         return Outcome(**{name: torch.cat([getattr(part, name) for part in parts]) for name in vars(parts[0])})
 
 

@@ -12,19 +12,34 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from bessemer.errors import unknown
+from bessemer.models.alexnet import AlexNet
 from bessemer.models.cifar_quick import CifarQuick
 from bessemer.models.digits_net import DigitsNet
 from bessemer.models.lenet import LeNet
 from bessemer.models.network import Network
 from bessemer.models.normalize import Normalize
+from bessemer.models.resnet import ResNet
 
 MODELS: dict[str, Callable[..., Network]] = {
     "lenet": LeNet,
     "cifar-quick": CifarQuick,
     "digits-net": DigitsNet,
+    "alexnet": AlexNet,
+    "resnet": ResNet,
 }
 
-__all__ = ["MODELS", "CifarQuick", "DigitsNet", "LeNet", "LearnsStatistics", "Network", "Normalize", "build"]
+__all__ = [
+    "MODELS",
+    "AlexNet",
+    "CifarQuick",
+    "DigitsNet",
+    "LeNet",
+    "LearnsStatistics",
+    "Network",
+    "Normalize",
+    "ResNet",
+    "build",
+]
 
 
 @runtime_checkable

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from bessemer.errors import UsageError
-from bessemer.records import Evaluation, Exhibit, RunRecord, write_whole
-from bessemer.report.page import page
+from bessemer.records import Evaluation, Exhibit, RunRecord, read_record, write_whole
+from bessemer.records.purification import PURIFICATIONS, Purification
+from bessemer.report.page import Compared, page
 
 __all__ = ["Reportable", "report"]
 
@@ -25,31 +26,71 @@ class Loaded(Protocol):
         """The run's folder."""
 
 
-Reportable = str | Path | RunRecord | Evaluation | Loaded
+Reportable = str | Path | RunRecord | Evaluation | Purification | Loaded
 
 
 def report(runs: Sequence[Reportable], path: str | Path, *, compare: bool = False) -> Path:
     """Write one self-contained HTML page about one run, or several side by side; returns its path.
 
-    runs: run folders, files that `Evaluation.save` wrote, `RunRecord`s, `Evaluation`s, or models that `load` returned,
-    in the order of the page. compare: also test each run against the first, image by image.
+    runs: run folders, files that `save` of an `Evaluation` or a `Purification` wrote, `RunRecord`s, `Evaluation`s,
+    `Purification`s, or models that `load` returned, in the order of the page. A run brings the purifications that are
+    kept in its folder. compare: also test each run against the first, image by image.
     Raises `UsageError` where an item is no run, `FileError` where a record is damaged or the page cannot be written;
     a page that stood there before is then still there.
     """
-    if isinstance(runs, str | Path | RunRecord | Evaluation) or not isinstance(runs, Sequence):
+    if isinstance(runs, str | Path | RunRecord | Evaluation | Purification) or not isinstance(runs, Sequence):
         raise UsageError(f"report takes a list of runs, not one {type(runs).__name__}; write report([run], path)")
     if not runs:
         raise UsageError("report needs at least one run, and the list is empty")
-    if compare and len(runs) < 2:
-        raise UsageError("report can compare two runs or more, and the list holds one")
     path = Path(path)
     if path.is_dir():
         raise UsageError(f"{path} is a folder; name the file to write, such as {path / 'report.html'}")
-    records = [_as_filed(_record(run, place)) for place, run in enumerate(runs)]
-    html = page(_told_apart(records), compare)
+    records: list[RunRecord] = []
+    compared: list[Compared] = []
+    for place, run in enumerate(runs):
+        if (loose := _purification(run)) is not None:
+            compared.append(loose)
+            continue
+        kept = _kept(run)
+        if not (kept and _only_compared(run)):
+            records.append(_as_filed(_record(run, place)))
+        compared += [Compared(Purification.read(file), str(_place(run))) for file in kept]
+    if compare and len(records) < 2:
+        raise UsageError(f"report can compare two runs or more, and the list holds {'one' if records else 'none'}")
+    html = page(_told_apart(records), compare, compared)
     # a folder's name may hold bytes that are no text
     write_whole(path, html.encode("utf-8", "replace"))
     return path
+
+
+def _purification(run: Reportable) -> Compared | None:
+    """A comparison that stands in the list by itself, in memory or as a file."""
+    if isinstance(run, Purification):  # as precise as a file keeps it
+        return Compared(Purification.from_json(run.to_json()))
+    file = _place(run)
+    if file is None or file.suffix != ".json" or not file.is_file() or read_record(file).get("kind") != "purification":
+        return None
+    return Compared(Purification.read(file), str(file))
+
+
+def _kept(run: Reportable) -> list[Path]:
+    """The files of the comparisons that are kept in a run's folder."""
+    folder = _place(run)
+    return sorted((folder / PURIFICATIONS).glob("*.json")) if folder is not None else []
+
+
+def _only_compared(run: Reportable) -> bool:
+    """Whether a folder holds comparisons, but neither a run nor evaluations."""
+    folder = _place(run)
+    return (
+        folder is not None and not (folder / "recipe.toml").is_file() and not any((folder / "records").glob("*.json"))
+    )
+
+
+def _place(run: Reportable) -> Path | None:
+    """Where a run or a record lies; None of what is in memory alone."""
+    folder = run if isinstance(run, str | Path) else getattr(run, "folder", "")
+    return Path(folder) if folder and isinstance(folder, str | Path) else None
 
 
 def _record(run: Reportable, place: int) -> RunRecord:

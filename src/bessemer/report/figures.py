@@ -152,7 +152,7 @@ class Axis:
 def accuracy_over(lines: list[Line], axis: Axis, name: str, title: str) -> Markup:
     """Robust accuracy over a radius, a distance or a number of steps; `name` makes the identifiers unique."""
     with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _empty(axis.label, "robust accuracy (%)")
+        figure, axes = empty(axis.label, "robust accuracy (%)")
         for line in lines:
             _accuracy(axes, line)
         axes.set_ylim(-2, 102)
@@ -178,7 +178,7 @@ def accuracy_over(lines: list[Line], axis: Axis, name: str, title: str) -> Marku
             axes.axvline(axis.marked, color=INK, linewidth=0.9, linestyle=(0, (1, 2)))
         if axis.unit == "Linf":
             _grey_levels(axes)
-        return _inline(figure, name, title, _described(lines, axis))
+        return inline(figure, name, title, _described(lines, axis))
 
 
 def _accuracy(axes: Axes, line: Line) -> None:
@@ -241,7 +241,7 @@ def _from_grey(grey: npt.ArrayLike) -> npt.ArrayLike:
 def loss(runs: list[RunRecord], name: str, title: str) -> Markup | None:
     """Training loss (thin) and validation loss (marked) over the iterations, on a logarithmic axis."""
     with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _empty("iteration", "loss")
+        figure, axes = empty("iteration", "loss")
         drawn = []
         for place, run in enumerate(runs):
             iterations, values = _series(run, "loss", positive=True)
@@ -260,13 +260,13 @@ def loss(runs: list[RunRecord], name: str, title: str) -> Markup | None:
         axes.xaxis.set_major_locator(_round(5))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         text = f"{len(runs)} runs; loss between {min(drawn):.3g} and {max(drawn):.3g}, on a logarithmic axis."
-        return _inline(figure, name, title, text)
+        return inline(figure, name, title, text)
 
 
 def validation_accuracy(runs: list[RunRecord], name: str, title: str) -> Markup | None:
     """Validation accuracy over the iterations."""
     with matplotlib.style.context(["default", STYLE]):
-        figure, axes = _empty("iteration", "validation accuracy (%)")
+        figure, axes = empty("iteration", "validation accuracy (%)")
         drawn = []
         for place, run in enumerate(runs):
             iterations, values = _series(run, "validation_accuracy")
@@ -279,7 +279,7 @@ def validation_accuracy(runs: list[RunRecord], name: str, title: str) -> Markup 
         axes.xaxis.set_major_locator(_round(5))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         text = f"{len(runs)} runs; validation accuracy between {min(drawn):.1f} % and {max(drawn):.1f} %."
-        return _inline(figure, name, title, text)
+        return inline(figure, name, title, text)
 
 
 def _series(run: RunRecord, key: str, positive: bool = False) -> tuple[list[float], list[float]]:
@@ -295,7 +295,8 @@ def _round_steps(low: float, high: float) -> list[float]:
     return [step for step in steps if low / 1.2 <= step <= high * 1.2]
 
 
-def _empty(x: str, y: str) -> tuple[Figure, Axes]:
+def empty(x: str, y: str) -> tuple[Figure, Axes]:
+    """A figure with one pair of axes, of the size that all figures of the page have."""
     figure = Figure(figsize=(400 / 72, 285 / 72), layout="constrained")
     axes = figure.add_subplot()
     axes.set_xlabel(x)
@@ -329,7 +330,7 @@ def _plain(value: float, _: object = None) -> str:
     return f"{value:g}".replace("e-0", "e-")
 
 
-def _inline(figure: Figure, name: str, title: str, description: str) -> Markup:
+def inline(figure: Figure, name: str, title: str, description: str) -> Markup:
     """The figure as an `svg` element: the page's colours and font, a title, a description, identifiers under `name`."""
     drawing = io.BytesIO()
     figure.savefig(drawing, format="svg", metadata={"Date": None, "Creator": None})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,8 @@ import tomli_w
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bessemer.records import Evaluation, RunRecord
-from bessemer.report import broken, figures, plots, tables, versus, words
+from bessemer.records.purification import Purification
+from bessemer.report import angles, broken, figures, plots, tables, versus, words
 from bessemer.report.comparison import AttackKey, Comparison, comparisons
 from bessemer.report.gallery import galleries
 from bessemer.report.headline import headline
@@ -48,8 +50,19 @@ class Measured:
     notes: list[tuple[str, list[tuple[str, str]]]]
 
 
-def page(runs: list[RunRecord], compare: bool = False) -> str:
-    """The whole page as HTML; `compare` adds a section that tests the runs against one another."""
+@dataclass(frozen=True)
+class Compared:
+    """Two networks' weights, and where `bessemer report` finds the comparison: its file, or a folder that holds it."""
+
+    purification: Purification
+    place: str = ""
+
+
+def page(runs: list[RunRecord], compare: bool = False, compared: Sequence[Compared] = ()) -> str:
+    """The whole page as HTML.
+
+    compare: with a section that tests the runs against one another. compared: what follows from their weights.
+    """
     runs = [_hardest_first(run) for run in runs]
     groups = comparisons(runs)
     several = len(groups) > 1
@@ -65,7 +78,7 @@ def page(runs: list[RunRecord], compare: bool = False) -> str:
     environment.filters["light"] = light
     contests = versus.contests(groups) if compare else []
     return environment.get_template("page.html").render(
-        title=_title(runs),
+        title=_title(runs, compared),
         runs=list(enumerate(runs)),
         looks=[figures.Look(place) for place in range(len(runs))],
         headlines=[headline(run, place) for place, run in enumerate(runs)],
@@ -76,6 +89,7 @@ def page(runs: list[RunRecord], compare: bool = False) -> str:
         over_radius=plots.over_radius(groups, several),
         over_distance=plots.over_distance(groups, several),
         over_steps=plots.over_steps(groups, several),
+        purifications=[angles.section(one.purification, place) for place, one in enumerate(compared, 1)],
         training=_training(runs),
         noticed=[noticed(run) for run in runs],
         lights=[lights(one for evaluation in run.evaluations for one in evaluation.findings) for run in runs],
@@ -83,11 +97,15 @@ def page(runs: list[RunRecord], compare: bool = False) -> str:
         galleries=galleries(groups),
         several=several,
         provenance=[_provenance(run) for run in runs],
-        again=_again(runs, compare),
+        comparing=[_comparing(one.purification) for one in compared],
+        again=_again(runs, compare, compared),
     )
 
 
-def _title(runs: list[RunRecord]) -> str:
+def _title(runs: list[RunRecord], compared: Sequence[Compared] = ()) -> str:
+    if compared and not any(run.evaluations for run in runs):
+        pairs = [f"{one.purification.clean} to {one.purification.robust}" for one in compared]
+        return f"What training did to the neurons, from {words.listed(pairs[:4])}"
     if len(runs) == 1:
         return f"How {runs[0].name} holds under attack"
     if len(runs) <= 4:
@@ -151,6 +169,12 @@ def _provenance(run: RunRecord) -> dict[str, Any]:
     return {"parts": parts, "recipe": tomli_w.dumps(_without_none(run.recipe)) if run.recipe else ""}
 
 
+def _comparing(purification: Purification) -> tuple[str, list[tuple[str, str]]]:
+    facts = {key: getattr(purification, key) for key in ("clean", "robust", "initial", "independent", "relation")}
+    what = f"Purification, {purification.clean} → {purification.robust}"
+    return what, _origin(facts, purification.provenance)
+
+
 def _origin(facts: dict[str, Any], provenance: dict[str, Any]) -> list[tuple[str, str]]:
     facts = facts | provenance
     if isinstance(seconds := facts.pop("seconds", None), int | float):
@@ -184,13 +208,16 @@ def _without_none(tables_: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _again(runs: list[RunRecord], compare: bool) -> dict[str, Any]:
+def _again(runs: list[RunRecord], compare: bool, compared: Sequence[Compared]) -> dict[str, Any]:
     """The commands that made the records, and the line that makes this page from them."""
     origins = [[run.provenance, *(evaluation.provenance for evaluation in run.evaluations)] for run in runs]
+    origins.append([one.purification.provenance for one in compared])
     commands = [str(origin.get("command", "")) for several in origins for origin in several]
-    if all(run.recipe or run.folder for run in runs):
-        places = " ".join(shlex.quote(run.folder or run.name) for run in runs)
+    if all(run.recipe or run.folder for run in runs) and all(one.place for one in compared):
+        named = dict.fromkeys([*(run.folder or run.name for run in runs), *(one.place for one in compared)])
+        places = " ".join(shlex.quote(place) for place in named)
         page_ = f"bessemer report {places}{' --compare' if compare else ''} --out report.html"
-    else:  # an evaluation in memory is in no place that could be named
-        page_ = f'bessemer.report([evaluation, …], "report.html"{", compare=True" if compare else ""})'
+    else:  # a record in memory is in no place that could be named
+        what = "evaluation" if runs else "purification"
+        page_ = f'bessemer.report([{what}, …], "report.html"{", compare=True" if compare else ""})'
     return {"records": list(dict.fromkeys(filter(None, commands))), "page": page_}

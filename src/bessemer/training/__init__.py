@@ -1,7 +1,8 @@
 """How a network is trained: the loop, its optimiser and schedules, recipes and runs, and one file a training method."""
 
+from bessemer.training.chain import initial_weights, starting_weights
 from bessemer.training.checkpoint import Checkpoint
-from bessemer.training.methods import METHODS, Adversarial, Bang, Method, Plain
+from bessemer.training.methods import METHODS, Adversarial, Bang, LowRank, Method, OnlyLayers, Plain
 from bessemer.training.optimizers import SGD, Factor, parameter_groups
 from bessemer.training.recipe import Recipe, recipes
 from bessemer.training.run import Moment, load, train
@@ -16,13 +17,17 @@ __all__ = [
     "Bang",
     "Checkpoint",
     "Factor",
+    "LowRank",
     "Method",
     "Moment",
+    "OnlyLayers",
     "Plain",
     "Recipe",
     "fit",
+    "initial_weights",
     "load",
     "parameter_groups",
     "recipes",
+    "starting_weights",
     "train",
 ]

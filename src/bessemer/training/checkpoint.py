@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from bessemer.errors import FileError
 from bessemer.records import write_whole
@@ -24,6 +25,7 @@ from bessemer.training.optimizers import SGD
 FOLDER = "checkpoints"
 INITIAL = "initial.safetensors"
 _NO_DIGEST = b"0" * 64
+_PARAMETRIZATIONS = "parametrizations."  # under which torch keeps what a weight is made from
 _KEPT = 2  # the newest, and the one before it should the newest be damaged
 
 
@@ -32,7 +34,9 @@ class Checkpoint:
     """A moment of a run.
 
     iteration: updates made. position: training images read. metrics: bytes of `metrics.jsonl` written. model: the name
-    of the recipe's model. weights: the model's state. optimizer: its `state_dict`. random: torch's states, by device.
+    of the recipe's model. weights: the model's state, as if nothing were installed in it. optimizer: its `state_dict`.
+    random: torch's states, by device. installed: the state of what a training method made weights from, such as the
+    factors of a low-rank update. origin: the run that this one started from, and how far that had come.
     """
 
     iteration: int
@@ -42,21 +46,33 @@ class Checkpoint:
     weights: dict[str, Tensor]
     optimizer: dict[str, Any]
     random: dict[str, Tensor]
+    installed: dict[str, Tensor] = field(default_factory=dict)
+    origin: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def take(
-        cls, name: str, model: nn.Module, optimizer: SGD, iteration: int, position: int, metrics: int
+        cls,
+        name: str,
+        model: nn.Module,
+        optimizer: SGD,
+        iteration: int,
+        position: int,
+        metrics: int,
+        origin: dict[str, Any],
     ) -> Checkpoint:
         """The present moment. Tensors are those in use, not copies: write it before going on."""
         random = {"cpu": torch.get_rng_state()}
         device = next(model.parameters()).device
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
-        return cls(iteration, position, metrics, name, model.state_dict(), optimizer.state_dict(), random)
+        weights, installed = _state(model)
+        return cls(iteration, position, metrics, name, weights, optimizer.state_dict(), random, installed, origin)
 
     def restore(self, model: nn.Module, optimizer: SGD) -> None:
-        """Put model, optimiser and torch's random state back to this moment."""
-        self.restore_weights(model)
+        """Put a model that the method has prepared, the optimiser and torch's random state back to this moment."""
+        made = {_made(name) for name in self.installed}
+        rest = {name: tensor for name, tensor in self.weights.items() if name not in made}
+        self._load(model, rest | self.installed)
         optimizer.load_state_dict(self.optimizer)
         torch.set_rng_state(self.random["cpu"])
         device = next(model.parameters()).device
@@ -65,18 +81,24 @@ class Checkpoint:
 
     def restore_weights(self, model: nn.Module) -> None:
         """Put the weights into a model. Raises `FileError` where they are another model's."""
+        self._load(model, self.weights)
+
+    def _load(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         try:
-            model.load_state_dict(self.weights)
+            model.load_state_dict(state)
         except RuntimeError as problem:
             raise FileError(
                 f"the checkpoint holds the weights of another {self.model} than the recipe describes; "
                 f"restore the recipe the run was trained with ({str(problem).splitlines()[-1].strip()})"
             ) from problem
 
-    def write(self, folder: Path) -> Path:
-        """Write it into a run's folder and drop the oldest; returns the path. Raises `FileError`."""
-        name = INITIAL if self.iteration == 0 else f"step-{self.iteration:08d}.safetensors"
-        path = folder / FOLDER / name
+    def write(self, folder: Path, name: str = "") -> Path:
+        """Write it into a run's folder and drop the oldest; returns the path. Raises `FileError`.
+
+        name: of the file, where it is not to be the iteration's.
+        """
+        usual = INITIAL if self.iteration == 0 else f"step-{self.iteration:08d}.safetensors"
+        path = folder / FOLDER / (name or usual)
         write_whole(path, self._bytes())
         for old in steps(folder)[:-_KEPT]:
             old.unlink(missing_ok=True)
@@ -85,6 +107,7 @@ class Checkpoint:
     def _bytes(self) -> bytes:
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
         tensors |= {f"random/{name}": tensor for name, tensor in self.random.items()}
+        tensors |= {f"installed/{name}": tensor for name, tensor in self.installed.items()}
         for number, state in self.optimizer["state"].items():
             tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in state.items()}
         facts = {
@@ -93,6 +116,7 @@ class Checkpoint:
             "metrics": self.metrics,
             "model": self.model,
             "groups": self.optimizer["param_groups"],
+            "origin": self.origin,
         }
         metadata = {"bessemer": json.dumps(facts), "sha256": _NO_DIGEST.decode()}
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
@@ -108,7 +132,7 @@ class Checkpoint:
         except OSError as problem:
             raise FileError(f"{path} cannot be read: {problem.strerror}") from problem
         facts = _facts(path, content)
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "random": {}, "optimizer": {}}
+        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "random": {}, "installed": {}, "optimizer": {}}
         for name, tensor in load(content).items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
@@ -121,7 +145,27 @@ class Checkpoint:
             weights=parts["weights"],
             optimizer={"state": state, "param_groups": facts["groups"]},
             random=parts["random"],
+            installed=parts["installed"],
+            origin=facts.get("origin", {}),
         )
+
+
+def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """A model's state as if nothing were installed in it, and the state of what weights are made from."""
+    state = model.state_dict()
+    installed = {name: tensor for name, tensor in state.items() if _PARAMETRIZATIONS in name}
+    weights = {name: tensor for name, tensor in state.items() if name not in installed}
+    for name, module in model.named_modules():
+        if parametrize.is_parametrized(module):
+            made = {f"{name}.{one}".lstrip("."): getattr(module, one).detach() for one in module.parametrizations}
+            weights |= made
+    return weights, installed
+
+
+def _made(name: str) -> str:
+    """The weight that an installed tensor has a part in: `conv1.weight` for `conv1.parametrizations.weight.0.u`."""
+    layer, _, rest = name.partition(_PARAMETRIZATIONS)
+    return layer + rest.partition(".")[0]
 
 
 def _facts(path: Path, content: bytes) -> dict[str, Any]:

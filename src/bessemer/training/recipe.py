@@ -83,12 +83,14 @@ _NAMED: dict[Any, tuple[str, Mapping[str, Callable[..., Any]]]] = {
 class Recipe:
     """A complete recipe: its tables with every default filled in, and the values they stand for.
 
+    init: the folder of the run whose newest weights training starts from; empty for random weights.
     Make one with `read`, `named` or `from_tables`; all raise `UsageError` where it cannot be carried out.
     """
 
     name: str
     tables: Table
     seed: int
+    init: str
     method: Method
     optimizer: Optimizer
     schedule: Schedule
@@ -99,8 +101,8 @@ class Recipe:
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any], name: str) -> Recipe:
         """The recipe that nested tables describe."""
-        sections = {"about", "seed", "data", "model", "method", "optimizer", "schedule", "augmentation", "training"}
-        sections |= {"evaluation"}
+        sections = {"about", "seed", "init", "data", "model", "method", "optimizer", "schedule", "augmentation"}
+        sections |= {"training", "evaluation"}
         for key in tables:
             if key not in sections:
                 raise unknown(f"recipe {name}: section", key, sections)
@@ -110,6 +112,7 @@ class Recipe:
         complete: Table = {
             "about": _value(str, tables.get("about", ""), "about")[1],
             "seed": _value(int, tables.get("seed", 0), "seed")[1],
+            "init": _value(str, tables.get("init", ""), "init")[1],
         }
         for key, registry in (("data", SOURCES), ("model", MODELS)):
             called, arguments = _choose(key, registry, _table(tables[key], key), key)
@@ -125,7 +128,7 @@ class Recipe:
             ("evaluation", Judging, {}),
         ):
             values[key], complete[key] = _value(kind, tables.get(key, default), key)
-        return cls(name, complete, complete["seed"], **values)
+        return cls(name, complete, complete["seed"], complete["init"], **values)
 
     @classmethod
     def read(cls, path: Path) -> Recipe:
@@ -172,6 +175,16 @@ def read_tables(path: Path) -> Table:
         raise UsageError(f"{path} cannot be read: {problem.strerror}") from problem
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as problem:
         raise UsageError(f"{path} is no TOML: {problem}") from problem
+
+
+def difference(before: Any, now: Any, where: str = "") -> str:
+    """The first place where two tables differ, in words; empty where they do not."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *(key for key in now if key not in before)]:
+            if found := difference(before.get(key), now.get(key), f"{where}.{key}".lstrip(".")):
+                return found
+        return ""
+    return "" if before == now else f"{where} was {before!r} and is now {now!r}"
 
 
 def _change(tables: Table, change: str) -> None:

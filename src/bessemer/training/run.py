@@ -2,7 +2,7 @@
 
     runs/NAME/recipe.toml       the complete recipe
               metrics.jsonl     a line per logged moment
-              checkpoints/      initial.safetensors, step-00000500.safetensors, …
+              checkpoints/      initial.safetensors, step-00000500.safetensors, …; random.safetensors (see `chain`)
               records/          what evaluations found
 
 A run that was killed, at any moment, and resumed on the same hardware with as many threads ends in the same weights,
@@ -16,7 +16,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,10 @@ from bessemer.data import Batches, Dataset, Split
 from bessemer.errors import DivergedError, FileError, RunInUseError, UsageError
 from bessemer.randomness import subseed
 from bessemer.records import provenance, read_metrics, write_record, write_whole
-from bessemer.training import trainer
+from bessemer.training import chain, trainer
 from bessemer.training.checkpoint import Checkpoint, newest, steps
 from bessemer.training.optimizers import SGD, parameter_groups
-from bessemer.training.recipe import Recipe, read_tables
+from bessemer.training.recipe import Recipe, difference, read_tables
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,25 @@ def train(
         _require_same_run(recipe, folder, resume)
         dataset = data.load(recipe.data[0], data_dir, **recipe.data[1]).to(device)
         torch.manual_seed(subseed(recipe.seed, 1))
-        model = _build(recipe, dataset).to(device)
-        course = _Course(recipe, folder, model, dataset, watch, stop)
-        write_whole(folder / "recipe.toml", recipe.to_toml().encode())
-        if course.run(resume):
-            # over all sessions, should there have been several
-            seconds = round(sum(line.get("seconds", 0.0) for line in read_metrics(folder / "metrics.jsonl")), 1)
-            facts = provenance(seed=recipe.seed, seconds=seconds, device=_device_name(device))
-            write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
+        model = _build(recipe, dataset)
+        resume = resume and bool(steps(folder))
+        origin = {}
+        if recipe.init and not resume:
+            start = chain.begin(model, recipe)
+            origin = {"run": str(Path(recipe.init).resolve()), "iteration": start.iteration}
+        model.to(device)
+        with ExitStack() as until_done:
+            prepared = recipe.method.prepare(model, until_done)
+            course = _Course(recipe, folder, prepared, dataset, watch, stop, origin)
+            write_whole(folder / "recipe.toml", recipe.to_toml().encode())
+            if origin:
+                chain.keep_random_start(folder, recipe)
+            if course.run(resume):
+                # over all sessions, should there have been several
+                seconds = round(sum(line.get("seconds", 0.0) for line in read_metrics(folder / "metrics.jsonl")), 1)
+                facts = provenance(seed=recipe.seed, seconds=seconds, device=_device_name(device))
+                facts |= {"init": course.origin} if course.origin else {}
+                write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
     return _opened(model, recipe, folder, course.done)
 
 
@@ -107,7 +118,7 @@ def load(folder: str | Path, device: str = "cpu") -> nn.Module:
 
 
 class _Course:
-    """One run on its way: what is written when."""
+    """One run on its way, its model prepared by the method: what is written when."""
 
     def __init__(
         self,
@@ -117,9 +128,10 @@ class _Course:
         dataset: Dataset,
         watch: Callable[[Moment], None],
         stop: Callable[[], bool],
+        origin: dict[str, Any],
     ) -> None:
         self.recipe, self.folder, self.model, self.dataset = recipe, folder, model, dataset
-        self.watch, self.stop = watch, stop
+        self.watch, self.stop, self.origin = watch, stop, origin
         plan = recipe.training
         self.batches = Batches(dataset.train, plan.batch_size, recipe.seed, plan.shuffle, recipe.augmentation)
         optimizer = recipe.optimizer
@@ -145,7 +157,7 @@ class _Course:
                 # what was logged after the checkpoint will be logged again
                 self.metrics.truncate(self.logged)
                 self.metrics.seek(self.logged)
-            trainer.fit(
+            trainer.loop(
                 self.model,
                 self.batches,
                 self.recipe.method,
@@ -159,8 +171,6 @@ class _Course:
         return True
 
     def _go_back(self) -> int:
-        if not steps(self.folder):
-            return 0
         checkpoint = Checkpoint.read(newest(self.folder))
         metrics = self.folder / "metrics.jsonl"
         if not metrics.is_file() or metrics.stat().st_size < checkpoint.metrics:
@@ -169,7 +179,7 @@ class _Course:
             )
         checkpoint.restore(self.model, self.optimizer)
         self.batches.position = checkpoint.position
-        self.logged = checkpoint.metrics
+        self.logged, self.origin = checkpoint.metrics, checkpoint.origin
         return checkpoint.iteration
 
     def _after_step(self, done: int, loss: Tensor) -> bool:
@@ -223,9 +233,8 @@ class _Course:
         self._finite_loss(done)
         # what the checkpoint says is written must be on the disk before it
         os.fsync(self.metrics.fileno())
-        name = self.recipe.model[0]
-        logged = self.metrics.tell()
-        Checkpoint.take(name, self.model, self.optimizer, done, self.batches.position, logged).write(self.folder)
+        name, logged, position = self.recipe.model[0], self.metrics.tell(), self.batches.position
+        Checkpoint.take(name, self.model, self.optimizer, done, position, logged, self.origin).write(self.folder)
 
 
 def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
@@ -283,19 +292,14 @@ def _require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
         return
     if not resume:
         raise UsageError(f"{folder} holds a run already; go on with --resume, or choose another folder with --out")
-    before = Recipe.from_tables(_tables(folder), recipe.name).tables
-    if difference := _difference(before, recipe.tables):
-        raise UsageError(f"{folder} was trained with another recipe: {difference}; choose another folder with --out")
+    before = Recipe.from_tables(_tables(folder), recipe.name)
+    if found := difference(_located(before), _located(recipe)):
+        raise UsageError(f"{folder} was trained with another recipe: {found}; choose another folder with --out")
 
 
-def _difference(before: Any, now: Any, where: str = "") -> str:
-    """The first place where two tables differ, in words."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*before, *(key for key in now if key not in before)]:
-            if found := _difference(before.get(key), now.get(key), f"{where}.{key}".lstrip(".")):
-                return found
-        return ""
-    return "" if before == now else f"{where} was {before!r} and is now {now!r}"
+def _located(recipe: Recipe) -> dict[str, Any]:
+    """A recipe's tables, the run it starts from written in full: there are several ways to name a folder."""
+    return {**recipe.tables, "init": str(Path(recipe.init).resolve()) if recipe.init else ""}
 
 
 def _tables(folder: Path) -> dict[str, Any]:

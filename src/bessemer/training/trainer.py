@@ -4,20 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Protocol
 
 from torch import Tensor, nn
 
-from bessemer.data import Batches
+from bessemer.data import Batch
+from bessemer.errors import UsageError
 from bessemer.training.methods import Method
 from bessemer.training.optimizers import SGD
 from bessemer.training.schedules import Schedule
+
+
+class Stream(Protocol):
+    """Batches without end."""
+
+    def next(self) -> Batch:
+        """The next one."""
+        ...
+
 
 AfterStep = Callable[[int, Tensor], bool]  # (iterations done, loss) -> whether to go on
 
 
 def fit(
     model: nn.Module,
-    batches: Batches,
+    batches: Stream,
     method: Method,
     optimizer: SGD,
     schedule: Schedule,
@@ -30,17 +41,39 @@ def fit(
 
     lr: the base rate, which the schedule multiplies. The model is left in training mode, with whatever the method had
     installed taken off again.
+    Raises `UsageError` where the method installs parameters of its own: the optimiser, made before, knows none of them.
     """
+    before = {id(parameter) for parameter in model.parameters()}
     with ExitStack() as until_done:
         prepared = method.prepare(model, until_done)
-        prepared.train()
-        while done < iterations:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * schedule(done, iterations)
-            optimizer.zero_grad()
-            loss = method.loss(prepared, batches.next())
-            loss.backward()
-            optimizer.step()
-            done += 1
-            if not after_step(done, loss.detach()):
-                return
+        if any(parameter.requires_grad and id(parameter) not in before for parameter in prepared.parameters()):
+            raise UsageError(
+                f"{type(method).__name__} trains parameters of its own, which the optimizer does not know; call "
+                "prepare first, make the optimizer from what it returns, and call bessemer.training.trainer.loop"
+            )
+        loop(prepared, batches, method, optimizer, schedule, lr, iterations, after_step, done)
+
+
+def loop(
+    prepared: nn.Module,
+    batches: Stream,
+    method: Method,
+    optimizer: SGD,
+    schedule: Schedule,
+    lr: float,
+    iterations: int,
+    after_step: AfterStep,
+    done: int = 0,
+) -> None:
+    """The same for a model that the method has prepared already."""
+    prepared.train()
+    while done < iterations:
+        for group in optimizer.param_groups:
+            group["lr"] = lr * schedule(done, iterations)
+        optimizer.zero_grad()
+        loss = method.loss(prepared, batches.next())
+        loss.backward()
+        optimizer.step()
+        done += 1
+        if not after_step(done, loss.detach()):
+            return
