@@ -47,12 +47,12 @@ def test_the_averages_are_the_expectations():
 
 def test_the_gradient_is_the_mean_of_the_single_gradients():
     """Draw for draw, with the losses and goals that attacks use."""
-    goal = Goal(LABELS, (LABELS + 1) % 3)
+    goal = Goal(LABELS, (LABELS + 1) % 3).at(torch.arange(4))
     for loss in (cross_entropy, margin):
         with borrowed(shaky, IMAGES.device, 5):
             found = _Average(Oracle(shaky, IMAGES, Goal(LABELS)), 7).gradient(IMAGES[:4], loss, torch.arange(4), goal)
         with borrowed(shaky, IMAGES.device, 5):
-            singles = [Oracle(shaky, IMAGES[:4], goal.at(torch.arange(4))).gradient(IMAGES[:4], loss) for _ in range(7)]
+            singles = [Oracle(shaky, IMAGES[:4], goal).gradient(IMAGES[:4], loss) for _ in range(7)]
         for ours, each in zip(found, zip(*singles, strict=True), strict=True):
             torch.testing.assert_close(ours, torch.stack(each).mean(0))
 

@@ -208,6 +208,20 @@ def test_more_samples_than_there_are_are_all(bessemer, run):
     assert "run under bang, 400 images" in out
 
 
+def test_a_run_that_starts_from_another_tells_how_far_it_left_it(bessemer, run):
+    changes = f"--set init=run --set {ITERATIONS} --set training.validate_every=10"
+    assert bessemer(f"train bang-digits {changes} --out robust")[0] == 0
+    for folder, measures, iterations in (
+        (run, {"theta_initial"}, [0, 20]),
+        (Path("robust"), {"theta_initial", "theta_start", "outweighs_start"}, [0, 10, 20]),
+    ):
+        noted = [line for line in RunRecord.read(folder).metrics if "theta_initial/conv1" in line]
+        assert [line["iteration"] for line in noted] == iterations
+        assert {key.partition("/")[0] for key in noted[0]} == measures | {"iteration"}
+    assert bessemer("report robust --out r.html")[0] == 0
+    assert "How the neurons move away from the clean network" in Path("r.html").read_text(encoding="utf-8")
+
+
 def test_folder_names_are_no_markup(bessemer, trained):
     shutil.copytree(trained, "[red]x")
     code, out, _ = bessemer("evaluate [red]x --samples 1")

@@ -85,6 +85,30 @@ def test_a_stopped_run_goes_on_to_the_same_weights(undisturbed, tmp_path):
     assert stripped[0][-1] == stripped[1][-1]
 
 
+def test_what_is_noted_of_the_model_is_there_once_after_a_kill_and_training_does_not_feel_it(undisturbed, tmp_path):
+    def note(model):
+        return {"noted": sum(parameter.double().sum().item() for parameter in model.parameters())}
+
+    def noted(folder):
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        return [(line["iteration"], line["noted"]) for line in lines if "noted" in line]
+
+    def die(moment):
+        if moment.iteration == 33:  # 30 was noted, but after the last checkpoint
+            raise KeyboardInterrupt
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train(recipe(), whole, note=note)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe(), killed, note=note, watch=die)
+    assert [iteration for iteration, _ in noted(killed)] == [0, 30]
+    train(recipe(), killed, resume=True, note=note)
+    assert same(weights(killed), weights(undisturbed))
+    assert noted(killed) == noted(whole)
+    assert [iteration for iteration, _ in noted(whole)] == [0, 30, 60]
+    assert noted(undisturbed) == []
+
+
 KILLED = """
 import sys
 from bessemer.training import Recipe, train

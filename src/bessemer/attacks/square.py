@@ -165,17 +165,10 @@ class _Squares(ABC):
     def propose(self, x: Images, images: Images, draws: Float[Tensor, "n numbers"]) -> Images:
         """The points with one square changed."""
 
-    def _places(self, draws: Float[Tensor, "n 2"]) -> Tensor:
-        """Where in the flattened image the pixels of each image's square lie, for every channel.
-
-        Its first row and column are uniform over all that fit.
-        """
+    def _corner(self, draws: Float[Tensor, "n 2"]) -> tuple[Tensor, Tensor]:
+        """The first row and column of each image's square, uniform over all that fit."""
         down, right = self.height - self.high + 1, self.width - self.wide + 1
-        top, left = (draws[:, :1] * down).long(), (draws[:, 1:] * right).long()
-        row = torch.arange(self.high, device=draws.device)[:, None]
-        col = torch.arange(self.wide, device=draws.device)
-        square = (row * self.width + col).flatten()
-        return (top * self.width + left + square)[:, None].expand(-1, self.channels, -1)
+        return (draws[:, :1] * down).long(), (draws[:, 1:] * right).long()
 
 
 class _Corners(_Squares):
@@ -190,12 +183,17 @@ class _Corners(_Squares):
 
     def propose(self, x: Images, images: Images, draws: Float[Tensor, "n numbers"]) -> Images:
         """A step of ±2 eps from one end of the interval, clipped, is the other end or none."""
-        square = self._places(draws[:, :2])
-        original, old = images.flatten(2).gather(2, square), x.flatten(2).gather(2, square)
-        signs = _signs(draws[:, 5:], x)[:, :, None]
-        idle = (self._end(original, signs) == old).flatten(1).all(1)
-        new = self._end(original, torch.where(column(idle, signs), -signs, signs))
-        return x.flatten(2).scatter(2, square, new).view_as(x)
+        top, left = self._corner(draws[:, :2])
+        row, col = (torch.arange(length, device=x.device) for length in (self.height, self.width))
+        across = (row >= top) & (row < top + self.high)
+        along = (col >= left) & (col < left + self.wide)
+        inside = across[:, None, :, None] & along[:, None, None, :]
+        signs = _signs(draws[:, 5:], x)[:, :, None, None]
+        candidate = torch.where(inside, self._end(images, signs), x)
+        idle = (candidate == x).flatten(1).all(1).nonzero()[:, 0]
+        if len(idle):
+            candidate[idle] = torch.where(inside[idle], self._end(images[idle], -signs[idle]), x[idle])
+        return candidate
 
     def _end(self, images: Images, signs: Tensor) -> Images:
         return self.threat.project(images + self.threat.eps * signs, images)
@@ -249,6 +247,14 @@ class _Bumps(_Squares):
         above = _two_bumps(self.wide, self.high).T
         self.shapes = _unit(torch.stack([beside, above]).flatten(1), self.power).view(2, self.high, self.wide)
         self.shapes = self.shapes.to(self.like)
+
+    def _places(self, draws: Float[Tensor, "n 2"]) -> Tensor:
+        """Where in the flattened image the pixels of each image's square lie, for every channel."""
+        top, left = self._corner(draws)
+        row = torch.arange(self.high, device=draws.device)[:, None]
+        col = torch.arange(self.wide, device=draws.device)
+        square = (row * self.width + col).flatten()
+        return (top * self.width + left + square)[:, None].expand(-1, self.channels, -1)
 
     def _held(self, change: Tensor) -> Tensor:
         """What a change takes of eps to the power."""

@@ -19,6 +19,7 @@ from bessemer.cli.options import DataDir, Device, Interrupted
 from bessemer.cli.progress import progress, training_bar
 from bessemer.errors import unknown
 from bessemer.evaluation import SUITES
+from bessemer.purification.movement import movement_of
 from bessemer.training import Moment, Recipe
 
 
@@ -63,7 +64,8 @@ def train(
 def trained(
     recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "cpu", data_dir: Path | None = None
 ) -> tuple[nn.Module, bool]:
-    """Train with a progress bar; returns the model, and whether Ctrl-C (or SIGTERM) ended it early."""
+    """Train with a progress bar, noting how the neurons move; returns the model, and whether Ctrl-C (or SIGTERM) ended
+    it early."""
     with _signals() as caught, progress() as bars:
         show = training_bar(bars, recipe.name)
         last = Moment(0, 0, 0, 0)
@@ -74,7 +76,14 @@ def trained(
             show(moment)
 
         model = training.train(
-            recipe, folder, resume=resume, device=device, data_dir=data_dir, watch=watch, stop=lambda: bool(caught)
+            recipe,
+            folder,
+            resume=resume,
+            device=device,
+            data_dir=data_dir,
+            watch=watch,
+            stop=lambda: bool(caught),
+            note=movement_of(folder, recipe),
         )
     return model, bool(caught) and last.iteration < last.iterations
 

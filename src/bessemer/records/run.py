@@ -22,7 +22,7 @@ class RunRecord:
 
     recipe: the complete recipe as nested tables; empty for a model that was trained elsewhere.
     metrics: the lines of `metrics.jsonl`, each with `iteration` and either `loss`, `lr`, `seconds` (training, a mean
-    since the line before) or `validation_loss`, `validation_accuracy`.
+    since the line before), or `validation_loss`, `validation_accuracy`, or how far the neurons have moved (`movement`).
     evaluations: for each suite, data set and threat the one with the most images.
     provenance: of the training; each evaluation has its own. folder: where it was read from, as it was given.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from xml.etree import ElementTree
 
@@ -279,6 +279,40 @@ def validation_accuracy(runs: list[RunRecord], name: str, title: str) -> Markup 
         axes.xaxis.set_major_locator(_round(5))
         axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
         text = f"{len(runs)} runs; validation accuracy between {min(drawn):.1f} % and {max(drawn):.1f} %."
+        return inline(figure, name, title, text)
+
+
+@dataclass(frozen=True)
+class Course:
+    """A number between 0 and 1 over the iterations: `values[i]` at `at[i]`, between the two edges `band[i]` if any."""
+
+    look: Look
+    at: list[float]
+    values: list[float]
+    band: list[tuple[float, float]] = field(default_factory=list)
+
+
+def over_iterations(courses: list[Course], label: str, name: str, title: str) -> Markup:
+    """What moves between 0 and 1 as training goes on; `label` says what it is."""
+    with matplotlib.style.context(["default", STYLE]):
+        figure, axes = empty("iteration", label)
+        for course in courses:
+            if course.band:
+                low, high = zip(*course.band, strict=True)
+                axes.fill_between(course.at, low, high, color=course.look.stand_in, alpha=0.16, linewidth=0)
+            _line(axes, course.look, course.at, course.values, marked=True)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_yticks([0, 0.25, 0.5, 0.75, 1], ["0", "0.25", "0.5", "0.75", "1"])
+        axes.xaxis.set_major_locator(_round(5))
+        axes.xaxis.set_major_formatter(FuncFormatter(_thousands))
+        last = [course.values[-1] for course in courses]
+        drawn = "One line" if len(courses) == 1 else f"{len(courses)} lines"
+        ends = f"{min(last):.3f}" if len(last) == 1 else f"between {min(last):.3f} and {max(last):.3f}"
+        text = (
+            f"{drawn}, iterations {min(course.at[0] for course in courses):,.0f} to "
+            f"{max(course.at[-1] for course in courses):,.0f}, at whose end {label} is {ends}. "
+            "The figures are in the table that follows."
+        )
         return inline(figure, name, title, text)
 
 

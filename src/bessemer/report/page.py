@@ -22,6 +22,7 @@ from bessemer.report.comparison import AttackKey, Comparison, comparisons
 from bessemer.report.gallery import galleries
 from bessemer.report.headline import headline
 from bessemer.report.lights import light, lights, noticed
+from bessemer.report.movement import movement
 from bessemer.report.plots import Key
 from bessemer.report.specimens import orders
 
@@ -142,6 +143,7 @@ def _training(runs: list[RunRecord]) -> dict[str, Any] | None:
         "accuracy": figures.validation_accuracy(runs, "validation", "Validation accuracy over the iterations"),
         "legend": [Key(figures.Look(place), run.name) for place, run in enumerate(runs) if run.metrics],
         "table": tables.training(runs),
+        "movement": movement(runs),
     }
 
 

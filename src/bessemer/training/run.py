@@ -58,11 +58,14 @@ def train(
     data_dir: Path | None = None,
     watch: Callable[[Moment], None] = lambda moment: None,
     stop: Callable[[], bool] = lambda: False,
+    note: Callable[[nn.Module], dict[str, float]] = lambda model: {},
 ) -> nn.Module:
     """Train a recipe into a run folder; returns the trained model, in evaluation mode, as `load` would.
 
     resume: go on from the newest checkpoint (or begin, where there is none). watch: called after every update. stop:
-    asked after every update; where it says yes, a checkpoint is written and training ends early.
+    asked after every update; where it says yes, a checkpoint is written and training ends early. note: what else to log
+    of the model, as the method prepared it, before the first update and at every validation; it must leave the model as
+    it is.
     Raises `UsageError` where the folder holds another run, `RunInUseError` where another process writes to it, and
     `FileError` where something cannot be written or read; what was written before stays.
     """
@@ -81,7 +84,7 @@ def train(
         model.to(device)
         with ExitStack() as until_done:
             prepared = recipe.method.prepare(model, until_done)
-            course = _Course(recipe, folder, prepared, dataset, watch, stop, origin)
+            course = _Course(recipe, folder, prepared, dataset, watch, stop, note, origin)
             write_whole(folder / "recipe.toml", recipe.to_toml().encode())
             if origin:
                 chain.keep_random_start(folder, recipe)
@@ -128,10 +131,11 @@ class _Course:
         dataset: Dataset,
         watch: Callable[[Moment], None],
         stop: Callable[[], bool],
+        note: Callable[[nn.Module], dict[str, float]],
         origin: dict[str, Any],
     ) -> None:
         self.recipe, self.folder, self.model, self.dataset = recipe, folder, model, dataset
-        self.watch, self.stop, self.origin = watch, stop, origin
+        self.watch, self.stop, self.note, self.origin = watch, stop, note, origin
         plan = recipe.training
         self.batches = Batches(dataset.train, plan.batch_size, recipe.seed, plan.shuffle, recipe.augmentation)
         optimizer = recipe.optimizer
@@ -153,6 +157,7 @@ class _Course:
                 for leftover in steps(self.folder):
                     leftover.unlink()
                 self._save(0)
+                self._note(0)
             else:
                 # what was logged after the checkpoint will be logged again
                 self.metrics.truncate(self.logged)
@@ -191,6 +196,7 @@ class _Course:
             self._log_loss(done)
         if done % plan.validate_every == 0 or last:
             self._validate(done)
+            self._note(done)
         stopped = self.stop()
         if done % plan.checkpoint_every == 0 or last or stopped:
             self._save(done)
@@ -219,6 +225,10 @@ class _Course:
         if len(self.dataset.validation):
             loss, self.accuracy = _judged(self.model, self.dataset.validation)
             self._log(iteration=done, validation_loss=loss, validation_accuracy=self.accuracy)
+
+    def _note(self, done: int) -> None:
+        if noted := self.note(self.model):
+            self._log(iteration=done, **noted)
 
     def _log(self, **line: Any) -> None:
         try:

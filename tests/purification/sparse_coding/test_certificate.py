@@ -95,6 +95,29 @@ def test_a_split_proves_what_the_ball_as_a_whole_does_not():
     assert split > 0
 
 
+def test_a_split_that_fails_says_nothing_of_the_slabs_it_left_out(monkeypatch):
+    nothing = torch.tensor(-math.inf, dtype=torch.float64)
+    monkeypatch.setattr(certificate, "_shared", lambda network, points, search: nothing.expand(len(points.lengths)))
+    monkeypatch.setattr(certificate._Network, "turned", lambda network, point, search: False)
+    monkeypatch.setattr(certificate, "_dual", lambda network, point, search, slab=None: -0.1 if slab else -5.0)
+    found = certify(*mixtures(6, 8, 1), 0.2)
+    assert (found.stage == STAGES.index("open")).all()
+    assert (found.bound / certificate._power_of_two(mixtures(6, 8, 1)[0]) == -5).all()
+
+
+@pytest.mark.parametrize("top", [0.0, 1e-8, 3.0, 1e6])
+def test_a_multiplier_is_raised_until_the_curvature_is_proven(top):
+    generator = torch.Generator().manual_seed(SEED)
+    turn = torch.linalg.qr(torch.randn(9, 9, generator=generator, dtype=torch.float64))[0]
+    matrix = (turn * torch.linspace(-top, top, 9, dtype=torch.float64)) @ turn.T
+    for guess in (0.0, 0.5 * top, 0.999 * top, 2 * top):
+        ball, slack, factor = certificate._proven(matrix, guess, 9, 9 * top)
+        assert ball + slack >= top
+        assert ball >= guess
+        shifted = ball * torch.eye(9, dtype=torch.float64) - matrix
+        torch.testing.assert_close(factor @ factor.T, shifted, rtol=1e-9, atol=1e-9 * top + 1e-30)
+
+
 def test_gaussian_networks_are_no_exception():
     generator = torch.Generator().manual_seed(SEED)
     for dim, pairs, spread in ((1, 1, 1.0), (2, 8, 3.0), (6, 3, 0.01), (16, 40, 1.0)):

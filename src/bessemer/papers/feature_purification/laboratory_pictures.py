@@ -56,7 +56,7 @@ def mixtures(cells: Cells, path: Path) -> str:
 
 def purified(cells: Cells, path: Path) -> str:
     """What is kept of each neuron, and what it held at first."""
-    with _panels(path, 2 * len(cells)) as panels:
+    with _panels(path, 2, rows=len(cells)) as panels:
         for place, (dim, seeds) in enumerate(cells.items()):
             split, features = seeds[0]["features"]["decomposition"], seeds[0]["features"]
             angles, top = panels[2 * place : 2 * place + 2]
@@ -74,7 +74,7 @@ def purified(cells: Cells, path: Path) -> str:
             panel.legend(loc="upper left")
         panels[0].set_ylabel("neurons")
     return (
-        "Left of each pair: the angle of a neuron's weights before (w) and after (w′) adversarial training, and of both "
+        "Left: the angle of a neuron's weights before (w) and after (w′) adversarial training, and of both "
         "with the initial ones. Right: how much of a neuron its three largest atoms are."
     )
 
@@ -98,9 +98,13 @@ def withstands(cells: Cells, path: Path) -> str:
                 for one in values:
                     panel.plot(places, _percent(one), ".", color="black", ms=3)
             panel.set_xticks(range(len(labels)), labels, fontsize=8)
-            panel.set(title=f"d = {dim:,}, radius {seeds[0]['accuracy']['radius']:.3g}", ylim=(0, 102))
+            panel.set(
+                title=f"d = {dim:,}, radius {seeds[0]['accuracy']['radius']:.3g}",
+                ylim=(0, 118),
+                yticks=range(0, 101, 20),
+            )
         panels[0].set_ylabel("samples that stand (%)")
-        panels[0].legend(loc="upper left", fontsize=8)
+        panels[0].legend(loc="upper center", ncols=2, fontsize=8)
     return "What stands after each attack, and what is proven to stand against every perturbation; dots are seeds."
 
 
@@ -122,7 +126,7 @@ def others(cells: Cells, path: Path) -> str:
             panel.set_yticks(range(len(rows)), rows, fontsize=8)
             panel.invert_yaxis()
             panel.set(title=f"d = {dim:,}", xlabel="samples that stand after every attack (%)", xlim=(0, 102))
-        panels[-1].legend(loc="lower right", fontsize=8)
+        panels[-1].legend(loc="upper right", fontsize=8)
     return "Every model trained clean and adversarially, judged at the same radius by all attacks; dotted: 25 %."
 
 
@@ -160,7 +164,7 @@ def ranks(cells: Cells, path: Path) -> str:
 
 
 def _histograms(cells: Cells, path: Path, keys: tuple[tuple[str, str], ...], of: Callable[[Found, str], Found]) -> str:
-    with _panels(path, len(cells) * len(keys)) as panels:
+    with _panels(path, len(keys), rows=len(cells)) as panels:
         for place, (dim, seeds) in enumerate(cells.items()):
             for panel, (key, label) in zip(panels[place * len(keys) :], keys, strict=False):
                 for name, colour in COLOURS.items():
@@ -180,13 +184,13 @@ def _stairs(panel: Axes, histogram: Found, colour: str, label: str) -> None:
 
 
 @contextmanager
-def _panels(path: Path, count: int, height: float = 3.2) -> Iterator[list[Axes]]:
-    """Panels side by side, saved as a PNG at the end."""
+def _panels(path: Path, count: int, height: float = 3.2, rows: int = 1) -> Iterator[list[Axes]]:
+    """Rows of so many panels, saved as a PNG at the end."""
     settings = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
     with matplotlib.style.context(["default", {**settings, "grid.color": "#dddddd", "axes.axisbelow": True}]):
-        figure = Figure(figsize=(max(4.8, 4.2 * count), height), layout="constrained")
+        figure = Figure(figsize=(max(6.4, 4.4 * count), height * rows), layout="constrained")
         FigureCanvasAgg(figure)
-        yield list(figure.subplots(1, count, squeeze=False)[0])
+        yield list(figure.subplots(rows, count, squeeze=False).flat)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150, metadata={"Software": None})
 

@@ -1,4 +1,4 @@
-"""Models that stay fragile at the radius where the purified network is robust, and one that partly escapes.
+"""Models that stay fragile at the radius where the purified network is robust, and two that partly escape.
 
 Allen-Zhu and Li, "Feature purification", 2021, arXiv:2005.10190, show that linear classifiers, low-degree polynomials
 and the network's own neural tangent kernel cannot be robust, however they are trained. Each model here is a linear
@@ -11,7 +11,8 @@ readout of features that are fixed before training, f(x) = ⟨v, phi(x)⟩, with
     Tangent     x · 1{|⟨w_i, x⟩| > b_i}, the slope of f in the weights w_i of a network at initialisation
 
 The theorem is asymptotic in k. At k of about 10 a cubic of the true atoms, `Polynomial` with u_j = M_j, is nearly blind
-to atoms that are absent and nearly the same for all that are present: it is the exception, and `comparisons` has it.
+to atoms that are absent and nearly the same for all that are present, so it escapes in part. So does the kernel of
+degree 3: samples are sums of a few atoms, and their cubes know these. `EXCEPTIONS` names both.
 
 The gates of `Tangent` have no slope, so that a gradient sees half of how f changes: plain attacks call it robust when
 it is not. `withstood` also goes through gates that have one (BPDA: Athalye, Carlini and Wagner, "Obfuscated gradients
@@ -38,6 +39,8 @@ from bessemer.training import trainer
 from bessemer.training.methods import Adversarial, Method, Plain
 from bessemer.training.optimizers import SGD
 from bessemer.training.schedules import Cosine
+
+EXCEPTIONS = ("kernel, degree 3", "cubes of the true atoms")  # of `comparisons`
 
 RATE = 0.1
 RIDGE = 1e-4  # added to the mean square of every feature
@@ -222,7 +225,7 @@ class Tangent(Scored):
 
 
 def comparisons(source: SparseCoding, width: int | None = None, seed: int = 0) -> dict[str, Callable[[], Scored]]:
-    """What makes each untrained model, by name; all but the last are fragile at large d.
+    """What makes each untrained model, by name; all but `EXCEPTIONS` are fragile at large d.
 
     width: how many random directions, samples of a kernel, or pairs of the network; 2d unless given. The thresholds of
     ReLU features and gates stand at 1 and 1.5 standard deviations of what they cut: lower ones come closer to a linear
