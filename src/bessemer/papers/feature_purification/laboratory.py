@@ -24,12 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from scipy.stats import linregress
-from scipy.stats import t as student
 
 from bessemer.errors import unknown
 from bessemer.evaluation import Stage
 from bessemer.papers.feature_purification import laboratory_pictures as pictures
+from bessemer.purification.sparse_coding.comparisons import EXCEPTIONS
 from bessemer.purification.sparse_coding.data import SparseCoding
 from bessemer.purification.sparse_coding.laboratory import FEW, MEASUREMENTS, Laboratory, WatchPart
 from bessemer.purification.sparse_coding.training import Thresholds
@@ -49,7 +48,6 @@ RANKS = "Most of purification is one direction, removed from all neurons at once
 SCALING = "The gap grows with the dimension"
 FURTHER = "Nearer to the paper's letter, or harder"
 AHEAD = "further-"
-EXCEPTIONS = ("cubes of the true atoms",)
 HARDER = {
     "common-threshold": "One threshold for all neurons, as in the paper",
     "spread-signal": "|w*_i| drawn from 0.5 to 1.5",
@@ -74,13 +72,13 @@ DEVIATIONS = (
 class Scale:
     """dims: those of the claims. scaling: (d, k) of the scaling study. seeds: each is another dictionary and start.
 
-    further: whether what goes further is run too. settings: of every experiment, where they are not the usual.
+    further: what goes further, by name. settings: of every experiment, where they are not the usual.
     """
 
     dims: tuple[int, ...]
     scaling: tuple[tuple[int, int], ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    further: bool = True
+    further: tuple[str, ...] = ()
     settings: dict[str, Any] = field(default_factory=dict)
 
 
@@ -92,9 +90,17 @@ SMOKE = {
     "measured": ("training", "features", "accuracy", "radii", "perturbations", "ranks", "certificate"),
 }
 SCALES = {
-    "smoke": Scale((32,), (), (0,), False, SMOKE),
-    "cpu": Scale((512, 1024), ((256, 6), (512, 6), (1024, 6), (2048, 6), (512, 10), (1024, 10), (2048, 10))),
-    "full": Scale((512, 1024, 2048), tuple((d, k) for k in (4, 6, 10, 14) for d in (256, 512, 1024, 2048, 4096))),
+    "smoke": Scale((32,), (), (0,), settings=SMOKE),
+    "cpu": Scale(
+        (512, 1024),
+        ((256, 6), (512, 6), (1024, 6), (512, 10), (1024, 10)),
+        further=("spread-signal", "no-margin", "fixed-sample", "common-threshold"),
+    ),
+    "full": Scale(
+        (512, 1024, 2048),
+        tuple((d, k) for k in (4, 6, 10, 14) for d in (256, 512, 1024, 2048, 4096)),
+        further=tuple(HARDER),
+    ),
 }
 
 
@@ -127,9 +133,8 @@ def experiments(scale: Scale, dim: int | None = None, sparsity: int = 6) -> dict
         return found
     for one, k in scale.scaling:
         found.setdefault(_name(one, k, 0), replace(laboratory(one, k), measured=LIGHT))
-    if scale.further:
-        found |= {f"{AHEAD}{name}": one for name, one in further(scale.dims[0]).items()}
-    return found
+    ahead = further(scale.dims[0])
+    return found | {f"{AHEAD}{name}": ahead[name] for name in scale.further}
 
 
 def further(dim: int) -> dict[str, Laboratory]:
@@ -200,6 +205,8 @@ def _brief(found: Any) -> Any:
 def over_seeds(values: list[float], percent: bool = False) -> str:
     """Mean and 95 % interval of Student's t over the seeds: `97.1 ± 0.6 %`."""
     factor, unit = (100, " %") if percent else (1, "")
+    from scipy.stats import t as student  # noqa: PLC0415  (half a second that no other command needs to wait)
+
     mean = factor * statistics.fmean(values)
     if len(values) < 2:
         return f"{mean:.3g}{unit} (one seed)"
@@ -466,6 +473,8 @@ class Outcome:
 
     def scaling(self) -> list[Claim]:
         """How the gap grows."""
+        from scipy.stats import linregress  # noqa: PLC0415
+
         size = [math.log(math.sqrt(d / k)) for d, k, _ in self.ratios]
         slope = linregress(size, [math.log(ratio) for *_, ratio in self.ratios])
         return [

@@ -7,7 +7,7 @@ k/d, else 0, so that ‖z‖ is about 1 at any d. The noise xi is Gaussian of va
 asked for, made of the atoms as well: M xi' with xi' = ±k^−0.501, rarely enough for a variance of sigma'²/d.
 
 After Allen-Zhu and Li, "Feature purification: how adversarial training performs robust deep learning", 2021,
-arXiv:2005.10190, section 2. Ours: the two values of |z| where the paper allows a range, and `margin`, which keeps only
+arXiv:2005.10190. Ours: the two values of |z| where the paper allows a range, and `margin`, which keeps only
 samples with |⟨w*, z⟩| at least so large; the paper's claims are asymptotic in k, and at k of about 10 the label of many
 samples without it hangs on the noise.
 """
@@ -27,7 +27,7 @@ from bessemer import randomness
 from bessemer.data import Batch
 from bessemer.errors import UsageError
 
-SPIKE = 0.501  # the paper's exponent: spikes of dictionary noise are just below the small coordinates of the signal
+SPIKE = 0.501  # spikes of dictionary noise are just below the small coordinates of the signal
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
     w = Σ_{j kept} c_j M_j + (the mixture),    c = Mᵀ w
 
-After Allen-Zhu and Li, "Feature purification", 2021, arXiv:2005.10190, sections 1 and 5. An atom is kept where its |c_j|
-is at least `KEPT` of the neuron's largest; that line is ours. All measures but `mixture_size` ignore a neuron's length.
+After Allen-Zhu and Li, "Feature purification", 2021, arXiv:2005.10190. An atom is kept where its |c_j| is at least
+`KEPT` of the neuron's largest; that line is ours. All measures but `mixture_size` ignore a neuron's length.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def features(weights: Weights, source: SparseCoding) -> Features:
 
 @dataclass(frozen=True)
 class Decomposition:
-    """The clean weight w of each neuron against its robust weight w′: w = beta w′ + v, with the beta that makes v least.
+    """The clean weight w of each neuron against its robust one w′: w = beta w′ + v, with the beta that makes v least.
 
     before, after: theta of the initial weight with w and with w′. kept: theta(w, w′). beta: its sign is the feature's.
     ratio: ‖beta w′‖ / ‖v‖. dense: cos(v, M w*) along the sign that the neuron has. spread: the share of atoms that take

@@ -2,7 +2,7 @@
 
     f(x) = Σ_i ReLU(⟨w_i, x⟩ + rho_i − b_i) − ReLU(−⟨w_i, x⟩ + rho_i − b_i)
 
-Allen-Zhu and Li, "Feature purification", 2021, arXiv:2005.10190, section 3. Only the w_i are trained. The thresholds
+Allen-Zhu and Li, "Feature purification", 2021, arXiv:2005.10190. Only the w_i are trained. The thresholds
 b_i ≥ 0 follow a schedule, the noise rho_i ~ N(0, (smoothing · b_i)²) smooths the gates while training and is 0 in
 evaluation. f is odd, so its two logits are (−f/2, f/2), and their cross-entropy is the logistic loss of f.
 """

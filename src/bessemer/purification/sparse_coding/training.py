@@ -1,6 +1,6 @@
 """Clean training from random weights, then adversarial training from the weights it found.
 
-After Allen-Zhu and Li, "Feature purification", 2021, arXiv:2005.10190, sections 3 and 4: gradient descent on the
+After Allen-Zhu and Li, "Feature purification", 2021, arXiv:2005.10190: gradient descent on the
 logistic loss, with the regulariser lambda · Σ (‖w_i‖²/2 + ‖w_i‖³/3) while training clean; thresholds that first grow
 with the weights, so that few neurons fire and those that began nearest to a feature win, and then stay; adversarial
 training without regulariser and with the thresholds frozen, on the fast gradient method's perturbations.
