@@ -23,7 +23,7 @@ from bessemer.records import Evaluation
 from bessemer.records.purification import Purification
 from bessemer.report import report
 from bessemer.threat import L1, L2, Linf
-from bessemer.training import Adversarial, Bang, Plain, Recipe, load, train
+from bessemer.training import Adversarial, Bang, LowRank, OnlyLayers, Plain, Recipe, load, train
 
 __version__ = "0.1.0"
 
@@ -35,6 +35,8 @@ __all__ = [
     "BessemerError",
     "Evaluation",
     "Linf",
+    "LowRank",
+    "OnlyLayers",
     "Plain",
     "Purification",
     "Recipe",

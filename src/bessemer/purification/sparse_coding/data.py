@@ -3,7 +3,7 @@
     x = M z + xi,    y = sign⟨w*, z⟩
 
 M (d, d) is unitary. The coordinates of z are independent and symmetric: ±1 with probability 1/d, ±1/√k with probability
-k/d, else 0, so that ‖z‖ is about 1 at any d. The noise xi is Gaussian of variance sigma²/d a coordinate, and, where
+k/d, else 0, so that E‖z‖² = 2 at any d. The noise xi is Gaussian of variance sigma²/d a coordinate, and, where
 asked for, made of the atoms as well: M xi' with xi' = ±k^−0.501, rarely enough for a variance of sigma'²/d.
 
 After Allen-Zhu and Li, "Feature purification: how adversarial training performs robust deep learning", 2021,
