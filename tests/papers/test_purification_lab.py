@@ -69,3 +69,21 @@ def test_wrong_use_is_one_sentence(arguments, words, tmp_path):
     outcome = CliRunner().invoke(app, ["reproduce", *arguments, "--out", str(tmp_path), "--runs", str(tmp_path / "r")])
     assert isinstance(outcome.exception, UsageError)
     assert words in str(outcome.exception)
+
+
+def planted(ratio):
+    """What the scaling claim reads of experiments, with the radii that a law would give."""
+    labs = {f"d{d}-k{k}-seed0": laboratory.laboratory(d, k) for d in (256, 512, 1024) for k in (4, 8)}
+    found = {
+        name: {"radii": {"clean": {"r50": 0.1}, "robust": {"r50": 0.1 * ratio(lab.source.dim, lab.source.sparsity)}}}
+        for name, lab in labs.items()
+    }
+    return laboratory.Outcome(labs, found)
+
+
+def test_the_scaling_claim_knows_the_law_from_another():
+    (holds,) = planted(lambda d, k: 0.3 * (d / k) ** 0.5).scaling()
+    (fails,) = planted(lambda d, k: 0.3 * d**0.25).scaling()
+    assert holds.holds is True  # not NumPy's, which no JSON knows
+    assert fails.holds is False
+    assert holds.value.startswith("1.00 ± 0.00 over 6 settings")

@@ -33,7 +33,9 @@ def test_a_linear_model_stands_where_its_margin_is_larger_than_the_radius(sample
     expected = (2 * samples.labels - 1) * scores > radius * math.sqrt(32)
     for attack in attacks(SOURCE, ball).values():
         assert torch.equal(after(attack, Dense(), samples.inputs, samples.labels), expected)
-    standing = after_standard(Dense(), samples.inputs, samples.labels, ball, right(Dense(), samples.inputs, samples.labels))
+    standing = after_standard(
+        Dense(), samples.inputs, samples.labels, ball, right(Dense(), samples.inputs, samples.labels)
+    )
     assert (standing != expected).sum() <= 1  # random search may miss a sample on the line, gradients do not
 
 

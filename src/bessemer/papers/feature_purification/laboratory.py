@@ -480,7 +480,7 @@ class Outcome:
         return [
             Claim(
                 "The ratio of the two radii grows as √(d/k): the slope in logarithms lies between 0.8 and 1.2",
-                0.8 <= slope.slope <= 1.2,
+                bool(0.8 <= slope.slope <= 1.2),
                 f"{slope.slope:.2f} ± {1.96 * slope.stderr:.2f} over {len(size)} settings, "
                 + ", ".join(f"{ratio:.2f} at d = {d:,}, k = {k}" for d, k, ratio in self.ratios),
             )
