@@ -66,7 +66,7 @@ def test_thresholds_follow_the_weights_and_then_stay(tmp_path):
     assert not torch.allclose(0.5 * (SOURCE.mean_square / 24) ** 0.5 * model.weight.detach().norm(dim=1), before)
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -77,9 +77,9 @@ def test_a_stopped_phase_goes_on_bit_for_bit(tmp_path, at):
 
     def stop(done, total):
         if done == at:
-            raise Stopped
+            raise StoppedError
 
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         PHASE.train(network(), Stream(SOURCE, 20, 1), tmp_path / "b", observe, stop, seed=5)
     torch.manual_seed(123)
     again = SymmetricReLU(24, 30, 1.0)
