@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 Found = dict[str, Any]
 Cells = dict[int, list[Found]]  # what each seed found, by dimension
@@ -125,7 +126,7 @@ def others(cells: Cells, path: Path) -> str:
             panel.axvline(25, color=OTHER, ls=":", lw=1)
             panel.set_yticks(range(len(rows)), rows, fontsize=8)
             panel.invert_yaxis()
-            panel.set(title=f"d = {dim:,}", xlabel="samples that stand after every attack (%)", xlim=(0, 102))
+            panel.set(title=f"d = {dim:,}", xlabel="samples that stand (%)", xlim=(0, 102))
         panels[-1].legend(loc="upper right", fontsize=8)
     return "Every model trained clean and adversarially, judged at the same radius by all attacks; dotted: 25 %."
 
@@ -140,6 +141,9 @@ def scaling(points: list[tuple[int, int, float]], path: Path) -> str:
         least = min(ratio for d, k, ratio in points if math.sqrt(d / k) == low)
         panel.plot([low, high], [least, least * high / low], color=OTHER, ls=":", label="proportional")
         panel.set(xlabel="√(d / k)", ylabel="robust radius / clean radius")
+        for axis in (panel.xaxis, panel.yaxis):
+            axis.set_major_formatter(ScalarFormatter())
+            axis.set_minor_formatter(ScalarFormatter())
         panel.legend()
     return "How much farther half of the samples hold after adversarial training, at every d and k that were run."
 
