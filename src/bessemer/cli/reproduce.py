@@ -54,8 +54,8 @@ def reproduce(
         watch = partial(training_bar, bars), partial(evaluation_bar, bars)
         result = EXPERIMENTS[name](scale, folder, data_dir, *watch, **settings)
     path = result.write(out)
-    for shown in sorted(folder.glob(f"{name}-{result.scale}*")):  # its pictures and its page
-        write_whole(out / shown.name, shown.read_bytes())
+    for picture in sorted(folder.glob(f"{name}-{result.scale}*.png")):
+        write_whole(out / picture.name, picture.read_bytes())
     table = Table(title=f"{name}, {scale}")
     for column in ("held", "claim", "here", "published"):
         table.add_column(column, overflow="fold")
@@ -63,4 +63,7 @@ def reproduce(
         table.add_row("yes" if claim.holds else "NO", *map(escape, (claim.text, claim.value, claim.published)))
     console = Console()
     console.print(table)
+    page = folder / f"{name}-{result.scale}.html"
     console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)
+    if page.is_file():
+        console.print(f"Open {page}", markup=False, highlight=False, soft_wrap=True)
