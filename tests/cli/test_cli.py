@@ -360,7 +360,7 @@ def test_an_interrupted_demo_says_how_to_go_on(bessemer, tiny_demo, monkeypatch)
     [
         ("train digts", "did you mean 'digits'?"),
         ("train nowhere.toml", "nowhere.toml cannot be read"),
-        ("train ''", "allowed: adversarial-cifar-quick"),
+        ("train ''", "allowed: adversarial-alexnet-cifar"),
         ("train digits --set training.iteration=3", "did you mean 'iterations'?"),
         ("train digits --set trainin.iterations=3", "did you mean 'training'?"),
         ("train digits --set method.name=bagn", "did you mean 'bang'?"),
