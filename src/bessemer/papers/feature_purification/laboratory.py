@@ -94,7 +94,7 @@ SCALES = {
     "cpu": Scale(
         (512, 1024),
         ((256, 6), (512, 6), (1024, 6), (512, 10), (1024, 10)),
-        further=("spread-signal", "no-margin", "fixed-sample", "common-threshold"),
+        further=("spread-signal", "no-margin", "fixed-sample", "common-threshold", "Linf", "L1"),
     ),
     "full": Scale(
         (512, 1024, 2048),
