@@ -388,7 +388,7 @@ def test_an_interrupted_demo_says_how_to_go_on(bessemer, tiny_demo, monkeypatch)
         ("report nothing", "nothing is no run"),
         ("report .", "no run"),
         ("list receipes", "did you mean 'recipes'?"),
-        ("reproduce bang-table2", "did you mean 'bang-table1'?"),
+        ("reproduce bang-table3", "did you mean 'bang-table"),
         ("data get minst", "did you mean 'mnist'?"),
     ],
 )

@@ -32,8 +32,8 @@ def test_the_smoke_scale_runs_end_to_end_and_is_not_done_twice(tmp_path):
     # a network of 40 iterations hides nothing, so a float64 copy answers as the network itself does
     assert ours["rays"]["fgs_rate"] == ours["rays"]["fgs_rate_float64"]
     assert len(written["claims"]) == 13
-    assert (tmp_path / "rays.png").read_bytes().startswith(b"\x89PNG")
-    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "R0").rglob("*.safetensors")}
+    assert (tmp_path / "bang-gradients-smoke.png").read_bytes().startswith(b"\x89PNG")
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "lenet-R0-40").rglob("*.safetensors")}
     made |= {path: path.stat().st_mtime_ns for path in tmp_path.rglob("records/*.json")}
     assert len(made) > 3
     assert gradients.run("smoke", tmp_path).numbers == result.numbers

@@ -27,12 +27,12 @@ def test_the_smoke_scale_runs_end_to_end(tmp_path):
     written = json.loads(result.write(tmp_path).read_text())
     assert written["name"] == "purification-angles"
     numbers = written["numbers"]["lenet"]
-    assert set(numbers) == {"linf-8", "l2-0.5", "bang", "clean-other", "removed, cosine with linf-8"}
+    assert set(numbers) == {*angles.ROBUST, "clean-other", "removed, cosine with linf-8"}
     assert [numbers[which]["relation"] for which in ("linf-8", "bang", "clean-other")] == [
         "continued", "continued", "unrelated",
     ]  # fmt: skip
     assert numbers["clean-other"]["layers"]["all layers"]["clean_robust"] < 0.2
-    assert len(written["claims"]) == 6
+    assert len(written["claims"]) == 7
     assert (tmp_path / "purification-angles-smoke-lenet.png").stat().st_size > 10_000
     assert len(list((tmp_path / "lenet-linf-8" / PURIFICATIONS).glob("*.json"))) == 1
 
@@ -45,16 +45,19 @@ def record(initial, kept, neurons=50):
     return Purification("clean", "robust", "start", "", "continued", [layer])
 
 
+def networks(strong, weak, bang, null):
+    """The same comparison for both norms."""
+    return {"linf-8": strong, "l2-0.5": strong, "linf-4": weak, "l2-0.25": weak, "bang": bang, "clean-other": null}
+
+
 def test_the_claims_hold_where_there_is_purification_and_fail_where_there_is_none():
-    pure, null, nothing = record(0.05, 0.9), record(0.05, 0.05), record(0.9, 0.3)
+    pure, less, null, nothing = record(0.05, 0.9), record(0.05, 0.95), record(0.05, 0.05), record(0.9, 0.3)
     shared = {"l2-0.5": np.full(5, 0.6), "bang": np.full(5, 0.5)}
-    found = {"linf-8": pure, "l2-0.5": pure, "bang": pure, "clean-other": null}
-    assert all(claim.holds for claim in angles.claims("net", found, shared))
-    found = {"linf-8": nothing, "l2-0.5": nothing, "bang": nothing, "clean-other": pure}
-    assert not any(claim.holds for claim in angles.claims("net", found, shared))
+    assert all(claim.holds for claim in angles.claims("net", networks(pure, less, pure, null), shared))
+    assert not any(claim.holds for claim in angles.claims("net", networks(nothing, nothing, nothing, pure), shared))
     elsewhere = {"l2-0.5": np.full(5, 0.6), "bang": np.full(5, 0.01)}
-    found = {"linf-8": pure, "l2-0.5": pure, "bang": pure, "clean-other": null}
-    assert [claim.holds for claim in angles.claims("net", found, elsewhere)] == [True] * 5 + [False]
+    held = [claim.holds for claim in angles.claims("net", networks(pure, less, pure, null), elsewhere)]
+    assert held == [True] * 6 + [False]
 
 
 def test_what_two_networks_removed_is_compared_neuron_by_neuron():

@@ -35,6 +35,38 @@ def test_plain_is_the_mean_cross_entropy(model, batch):
     )
 
 
+def test_logits_are_kept_small_as_the_formulas_say(model, batch):
+    model.eval()
+    logits = model(batch.images).double()
+    rows = torch.arange(20)
+
+    def naive(temperature, smoothing):
+        shares = torch.log_softmax(logits / temperature, 1)
+        target = torch.full_like(shares, smoothing / 10)
+        target[rows, batch.labels] += 1 - smoothing
+        return -(target * shares).sum(1).mean()
+
+    for method, expected in (
+        (Plain(label_smoothing=0.2), naive(1, 0.2)),
+        (Plain(temperature=0.5), naive(0.5, 0)),
+        (Plain(logit_penalty=0.3), naive(1, 0) + 0.3 * (logits**2).sum() / 20),
+    ):
+        torch.testing.assert_close(method.loss(model, batch).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"label_smoothing": 1.0}, "label_smoothing"),
+        ({"temperature": 0}, "temperature"),
+        ({"logit_penalty": -1}, "penalty"),
+    ],
+)
+def test_what_keeps_logits_small_refuses_nonsense(settings, named):
+    with pytest.raises(UsageError, match=named):
+        Plain(**settings)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_adversarial_averages_over_adversarial_and_clean_images_together(share, model, batch):
     found = Adversarial(ATTACK, clean_share=share).loss(copy.deepcopy(model), batch)

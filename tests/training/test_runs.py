@@ -55,6 +55,16 @@ def test_a_run_leaves_a_complete_folder(undisturbed):
     assert load(undisturbed).recipe.tables == recipe().tables
 
 
+def test_checkpoints_that_are_asked_for_stay(tmp_path, undisturbed):
+    train(recipe("training.keep_every=15"), tmp_path)
+    assert [path.stem for path in steps(tmp_path)] == [f"step-{done:08d}" for done in (15, 30, 45, 60)]
+    halfway = Checkpoint.read(tmp_path / "checkpoints" / "step-00000030.safetensors")
+    assert halfway.iteration == 30
+    assert same(weights(tmp_path), weights(undisturbed))
+    with pytest.raises(UsageError, match="keep_every should be at least 1, or 0"):
+        recipe("training.keep_every=-1")
+
+
 def test_the_initial_weights_are_kept_and_are_where_training_began(undisturbed):
     initial = Checkpoint.read(undisturbed / "checkpoints" / "initial.safetensors")
     assert initial.iteration == 0

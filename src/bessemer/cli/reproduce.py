@@ -62,6 +62,13 @@ def reproduce(
     for claim in result.claims:
         table.add_row("yes" if claim.holds else "NO", *map(escape, (claim.text, claim.value, claim.published)))
     console = Console()
+    if result.table:
+        figures = Table(title=f"{name}, {scale}: here (published)")
+        for column in result.table[0]:
+            figures.add_column(column, overflow="fold")
+        for line in result.table[1:]:
+            figures.add_row(*map(escape, line))
+        console.print(figures)
     console.print(table)
     page = folder / f"{name}-{result.scale}.html"
     console.print(f"Wrote {path}", markup=False, highlight=False, soft_wrap=True)

@@ -1,14 +1,21 @@
 """Papers reproduced: one folder a paper, one file a table or figure, one row in `EXPERIMENTS`."""
 
 from collections.abc import Callable
+from functools import partial
 
-from bessemer.papers.bang import gradients, table1
+from bessemer.papers.bang import figure1, gradients, grids, noise, tables
 from bessemer.papers.feature_purification import angles, features, laboratory, low_rank, perturbations, reconstruction
 from bessemer.records import Result
 
 LABORATORY = laboratory.NAME
 EXPERIMENTS: dict[str, Callable[..., Result]] = {
-    "bang-table1": table1.run,
+    "bang-table1": partial(tables.run, "lenet"),
+    "bang-table2": partial(tables.run, "cifar-quick"),
+    "bang-figure1": figure1.run,
+    "bang-figure2": partial(grids.run, "lenet"),
+    "bang-figure3": partial(noise.run, "lenet"),
+    "bang-figure4": partial(grids.run, "cifar-quick"),
+    "bang-figure5": partial(noise.run, "cifar-quick"),
     "bang-gradients": gradients.run,
     LABORATORY: laboratory.run,
     "purification-reconstruction": reconstruction.run,
@@ -20,7 +27,9 @@ EXPERIMENTS: dict[str, Callable[..., Result]] = {
 
 
 def home(name: str, scale: str) -> str:
-    """The folder of an experiment's networks: the figures of real networks share theirs."""
+    """The folder of an experiment's networks: BANG's share one, and so do the figures of real networks."""
+    if name.startswith("bang"):
+        return "bang"
     shared = name.startswith("purification") and name != LABORATORY
     return f"purification-{scale}" if shared else f"{name}-{scale}"
 

@@ -22,13 +22,17 @@ class Claim:
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of one table or figure at one scale."""
+    """The outcome of one table or figure at one scale.
+
+    table: what there is to be read line by line, the columns' titles first; empty where a picture says it all.
+    """
 
     name: str
     scale: str
     claims: list[Claim]
     numbers: dict[str, Any]
     provenance: dict[str, Any] = field(default_factory=dict)
+    table: list[list[str]] = field(default_factory=list)
 
     def write(self, folder: Path) -> Path:
         """Write `NAME-SCALE.json`, to be read by people too; returns the path. Raises `FileError`."""

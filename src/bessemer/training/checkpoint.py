@@ -92,16 +92,18 @@ class Checkpoint:
                 f"restore the recipe the run was trained with ({str(problem).splitlines()[-1].strip()})"
             ) from problem
 
-    def write(self, folder: Path, name: str = "") -> Path:
+    def write(self, folder: Path, name: str = "", keep_every: int = 0) -> Path:
         """Write it into a run's folder and drop the oldest; returns the path. Raises `FileError`.
 
-        name: of the file, where it is not to be the iteration's.
+        name: of the file, where it is not to be the iteration's. keep_every: those of every so many iterations are
+        never dropped; 0 for none.
         """
-        usual = INITIAL if self.iteration == 0 else f"step-{self.iteration:08d}.safetensors"
-        path = folder / FOLDER / (name or usual)
+        path = folder / FOLDER / (name or (step_name(self.iteration) if self.iteration else INITIAL))
         write_whole(path, self._bytes())
+        stay = {step_name(done) for done in range(keep_every, self.iteration, keep_every)} if keep_every else set()
         for old in steps(folder)[:-_KEPT]:
-            old.unlink(missing_ok=True)
+            if old.name not in stay:
+                old.unlink(missing_ok=True)
         return path
 
     def _bytes(self) -> bytes:
@@ -182,6 +184,11 @@ def _facts(path: Path, content: bytes) -> dict[str, Any]:
     older = [step.name for step in steps(path.parent.parent) if step.name < path.name]
     go_on = f"delete it to go on from {older[-1]}" if older else "delete it and train again"
     raise FileError(f"{path} is damaged (cut off, or altered after it was written); {go_on}")
+
+
+def step_name(iteration: int) -> str:
+    """The file of the checkpoint after so many updates."""
+    return f"step-{iteration:08d}.safetensors"
 
 
 def steps(folder: Path) -> list[Path]:

@@ -36,7 +36,8 @@ class Training:
     """The `[training]` section.
 
     channels_last: the memory layout; faster for convolutions on CPUs and GPUs alike. shuffle: off, images come in file
-    order, as Caffe reads them. The three `every` are counted in iterations.
+    order, as Caffe reads them. The `every` are counted in iterations. keep_every: checkpoints that stay, for questions
+    about the course of training; 0: only the newest two, and that before the first step.
     """
 
     batch_size: int
@@ -46,8 +47,11 @@ class Training:
     log_every: int = 50
     validate_every: int = 500
     checkpoint_every: int = 500
+    keep_every: int = 0
 
     def __post_init__(self) -> None:
+        if self.keep_every < 0:
+            raise UsageError(f"keep_every should be at least 1, or 0 for none, found {self.keep_every}")
         for name in ("batch_size", "iterations", "log_every", "validate_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} should be at least 1, found {getattr(self, name)}")

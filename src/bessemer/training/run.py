@@ -198,7 +198,8 @@ class _Course:
             self._validate(done)
             self._note(done)
         stopped = self.stop()
-        if done % plan.checkpoint_every == 0 or last or stopped:
+        kept = plan.keep_every and done % plan.keep_every == 0
+        if done % plan.checkpoint_every == 0 or kept or last or stopped:
             self._save(done)
         self.watch(Moment(done, plan.iterations, self.loss, self.accuracy))
         return not stopped
@@ -244,7 +245,8 @@ class _Course:
         # what the checkpoint says is written must be on the disk before it
         os.fsync(self.metrics.fileno())
         name, logged, position = self.recipe.model[0], self.metrics.tell(), self.batches.position
-        Checkpoint.take(name, self.model, self.optimizer, done, position, logged, self.origin).write(self.folder)
+        checkpoint = Checkpoint.take(name, self.model, self.optimizer, done, position, logged, self.origin)
+        checkpoint.write(self.folder, keep_every=self.recipe.training.keep_every)
 
 
 def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:

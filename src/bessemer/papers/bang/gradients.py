@@ -15,11 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 import numpy as np
 import torch
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from bessemer.arithmetic import exact, flushed
@@ -28,7 +25,8 @@ from bessemer.data import Split
 from bessemer.errors import unknown
 from bessemer.evaluation import SUITES, Stage, Suite
 from bessemer.evaluation.paired import exceeds, gain
-from bessemer.papers.bang.networks import ROWS, judged, percent, trained
+from bessemer.papers.bang import drawing
+from bessemer.papers.bang.networks import TABLES, judged, percent, trained
 from bessemer.records import Claim, Evaluation, Result, Share, provenance
 from bessemer.records.evaluation import Column
 from bessemer.threat import Linf
@@ -42,12 +40,12 @@ RAYS = Suite("bang-rays", {FGS: FGSLine(), MARGIN: FGSLine(loss="margin"), HC1: 
 
 @dataclass(frozen=True)
 class Scale:
-    """What changes in the recipes, and how many test images meet the rays, PGD, and the costly searches (None: all).
+    """Iterations (None: as in the paper); how many images meet the rays, PGD and the costly searches (None: all).
 
     ensemble: the suite that judges at each radius. nearest: the attacks of the suite `minimal` that are asked.
     """
 
-    changes: list[str]
+    iterations: int | None
     rays: int | None
     bounded: int
     costly: int
@@ -56,11 +54,9 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale(
-        ["training.iterations=40", "training.validate_every=40"], 20, 5, 5, "quick", ("DDN, L2", "DeepFool, Linf")
-    ),
-    "cpu": Scale([], 1000, 1000, 100),
-    "full": Scale([], None, 1000, 1000),
+    "smoke": Scale(40, 20, 5, 5, "quick", ("DDN, L2", "DeepFool, Linf")),
+    "cpu": Scale(None, 1000, 1000, 100),
+    "full": Scale(None, None, 1000, 1000),
 }
 
 
@@ -95,7 +91,7 @@ def run(
 ) -> Result:
     """Train, attack and compare; networks and evaluations that are in `runs` already are not made again.
 
-    A picture of the rays is left in `runs`, as `rays.png`. watch_training, watch_evaluation: given a name, what to call
+    A picture of the rays is left in `runs`. watch_training, watch_evaluation: given a name, what to call
     as that training or evaluation goes on. Raises `UsageError` for an unknown scale.
     """
     if scale not in SCALES:
@@ -105,7 +101,7 @@ def run(
         name: _found(name, SCALES[scale], runs, data_dir, watch_training(name), watch_evaluation)
         for name in (REGULAR, *BANG)
     }
-    picture(found, runs / "rays.png")
+    picture(found, runs / f"bang-gradients-{scale}.png")
     facts = provenance(
         seed=0,
         seconds=round(time.monotonic() - began, 1),
@@ -115,7 +111,9 @@ def run(
             for name, network in found.items()
         },
     )
-    numbers = {name: {"ours": figures(found[name]), "published": ROWS[name].published} for name in found}
+    numbers = {
+        name: {"ours": figures(found[name]), "published": TABLES["lenet"].rows[name].published} for name in found
+    }
     return Result("bang-gradients", scale, claims(found), numbers, facts)
 
 
@@ -128,11 +126,11 @@ def _found(
     watch_evaluation: Callable[[str], Callable[[Stage], None]],
 ) -> Found:
     """One network, trained and asked everything."""
-    model, dataset = trained(name, scale.changes, runs, data_dir, watch_training)
+    model, dataset, folder = trained("lenet", name, runs, data_dir, watch_training, scale.iterations)
 
     def ask(suite: Suite, samples: int | None, model: nn.Module = model) -> Evaluation:
         watch = watch_evaluation(f"{name}, {suite.name}")
-        return judged(model, dataset, suite, runs / name, samples=samples, name=name, watch=watch)
+        return judged(model, dataset, suite, folder, samples=samples, name=name, watch=watch)
 
     minimal = SUITES["minimal"](None)
     accuracy, gaps = _unattacked(model, dataset.test)
@@ -357,16 +355,13 @@ def _grey(evaluation: Evaluation, attack: str) -> list[float | None]:
 
 def picture(found: dict[str, Found], path: Path) -> None:
     """The share of correctly classified images that each ray has turned, over the radius: a panel per network."""
-    settings = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True}
-    with matplotlib.style.context(["default", {**settings, "grid.color": "#dddddd", "axes.axisbelow": True}]):
-        figure = Figure(figsize=(9.6, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing.sheet(path, 9.6, 3.2) as figure:
         panels = figure.subplots(1, len(found), sharey=True)
         for panel, (name, one) in zip(panels, found.items(), strict=True):
             for evaluation, ray, label, colour, dashes in (
-                (one.rays, FGS, "cross-entropy, float32 (as published)", "#d1495b", "solid"),
-                (one.precise, FGS, "cross-entropy, float64", "#00798c", "solid"),
-                (one.rays, MARGIN, "margin loss, float32", "#30343f", "dashed"),
+                (one.rays, FGS, "cross-entropy, float32 (as published)", drawing.BALANCED, "solid"),
+                (one.precise, FGS, "cross-entropy, float64", drawing.REGULAR, "solid"),
+                (one.rays, MARGIN, "margin loss, float32", drawing.OTHER, "dashed"),
             ):
                 right = evaluation.right
                 grey = np.sort(255 * evaluation.distances("Linf", ray)[right])
@@ -377,7 +372,6 @@ def picture(found: dict[str, Found], path: Path) -> None:
             panel.set_ylim(0, 101)
         panels[0].set_ylabel("images turned (%)")
         panels[0].legend(loc="lower right", fontsize=8)
-        figure.savefig(path, dpi=150, metadata={"Software": None})
 
 
 def _title(name: str) -> str:

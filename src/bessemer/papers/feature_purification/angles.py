@@ -39,7 +39,7 @@ from bessemer.training import Moment
 NAME = "purification-angles"
 SCALES = {"smoke": ("lenet",), "cpu": ("alexnet", "resnet"), "full": ("alexnet", "resnet")}
 CLEAN, OTHER, STRONGEST = "clean", "clean-other", networks.STRONGEST
-ROBUST = (STRONGEST, "l2-0.5", "bang")
+ROBUST = (STRONGEST, "linf-4", "l2-0.5", "l2-0.25", "bang")
 
 SMALL, LARGE, MOST = 0.2, 0.8, 0.5  # of theta, from memory of the paper; and what `most neurons` means here
 
@@ -134,6 +134,9 @@ def claims(
     def kept(record: Purification) -> bool:
         return share(record, "clean_robust", LARGE) > MOST and record.outweighs().value > MOST
 
+    def removed(which: str) -> float:
+        return float(np.median(np.concatenate([layer.ratio for layer in found[which].layers])))
+
     def told(record: Purification) -> str:
         above = share(record, "clean_robust", LARGE)
         return f"theta(w, w') > {LARGE} in {above:.1%}, |beta w'| > |v| in {record.outweighs().value:.1%}"
@@ -162,6 +165,12 @@ def claims(
             robust.outweighs().value > MOST,
             f"{robust.outweighs().value:.1%}",
             "most neurons",
+        ),
+        Claim(
+            f"{architecture}: ours, not the paper's: the larger ball removes more, in Linf and L2 "
+            "(median |v| / |beta w'|)",
+            removed("linf-8") > removed("linf-4") and removed("l2-0.5") > removed("l2-0.25"),
+            ", ".join(f"{which} {removed(which):.3f}" for which in ROBUST[:-1]),
         ),
         Claim(
             f"{architecture}: two clean networks share no such direction, theta above {LARGE} in less than 10 %",

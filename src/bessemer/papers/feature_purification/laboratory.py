@@ -93,7 +93,7 @@ SCALES = {
     "smoke": Scale((32,), (), (0,), settings=SMOKE),
     "cpu": Scale(
         (512, 1024),
-        ((256, 6), (512, 6), (1024, 6), (512, 10), (1024, 10)),
+        ((256, 6), (512, 6), (1024, 6), (2048, 6), (512, 10), (1024, 10)),
         further=("spread-signal", "no-margin", "fixed-sample", "common-threshold", "Linf", "L1"),
     ),
     "full": Scale(

@@ -59,7 +59,7 @@ class Scale:
 
 SCALES = {
     "smoke": Scale("lenet", (1, 4), ("conv2",), 20),
-    "cpu": Scale("alexnet", (1, 2, 4, 8, 16), ("conv1", "conv3"), 1000),
+    "cpu": Scale("alexnet", (1, 2, 4, 8, 16), ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6"), 1000),
     "full": Scale("alexnet", (1, 2, 4, 8, 16, 32), ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6"), 10_000),
 }
 
