@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from bessemer.papers.bang import figure1, gradients, grids, noise, tables
+from bessemer.papers.bang import beyond, figure1, gradients, grids, noise, tables
 from bessemer.papers.feature_purification import angles, features, laboratory, low_rank, perturbations, reconstruction
 from bessemer.records import Result
 
@@ -17,6 +17,7 @@ EXPERIMENTS: dict[str, Callable[..., Result]] = {
     "bang-figure4": partial(grids.run, "cifar-quick"),
     "bang-figure5": partial(noise.run, "cifar-quick"),
     "bang-gradients": gradients.run,
+    "bang-beyond": beyond.run,
     LABORATORY: laboratory.run,
     "purification-reconstruction": reconstruction.run,
     "purification-perturbations": perturbations.run,
