@@ -92,7 +92,7 @@ class Scale:
 
 
 SCALES = {
-    "smoke": Scale(10, (), (0, 1), 4, 8, (REGULAR, "BANG"), "quick"),
+    "smoke": Scale(20, (), (0, 1), 4, 8, (REGULAR, "BANG"), "quick"),
     "cpu": Scale(2000, ("data.validation=40000",), (0, 1, 2), 200, 1000),
     "full": Scale(20_000, (), (0, 1, 2), 1000, 10_000),
 }
