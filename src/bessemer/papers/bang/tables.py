@@ -132,6 +132,7 @@ def figures(found: Found) -> dict[str, Any]:
         **attacked(FGS, "fgs"),
         **attacked(HC1, "hc1"),
         **attacked(MARGIN, "fgs_margin"),
+        "fgs_below_100": _short(rays),
         "fgs_rate_float64": percent(found.precise.success_rate(FGS)),
         "zero_gradients": percent(rays.zero_gradient_share(FGS)),
         "zero_gradients_in_float64": percent(rays.zero_in_float64_share(FGS)),
@@ -286,6 +287,14 @@ def picture(table: str, numbers: dict[str, Any], path: Path, title: str) -> None
             f"{title}: published (hollow) and here (filled); crosses: the same FGS search on the margin loss",
             fontsize=10,
         )
+
+
+def _short(rays: Evaluation, reach: float = 100) -> dict[str, Any]:
+    """FGS, had its rays ended at so many grey levels: rate in %, mean and standard deviation of Linf."""
+    found = rays.right & ~rays.survivors(FGS) & (255 * rays.attack(FGS)["linf"] <= reach + 0.5)
+    linf = 255 * rays.attack(FGS)["linf"][found]
+    spread = (float(linf.mean()), float(linf.std())) if len(linf) else (math.nan, math.nan)
+    return {"rate": percent(Share(int(found.sum()), int(rays.right.sum()))), "linf": _rounded(spread, 2)}
 
 
 def _first(value: Any) -> Any:
