@@ -38,7 +38,7 @@ $(STAMPS)/package: pyproject.toml constraints.txt | $(STAMPS)/venv
 
 # with the peers that tests and benchmarks compare with; torchattacks asks for torchvision, but works without it
 $(STAMPS)/dev: pyproject.toml constraints.txt | $(STAMPS)/venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench,sweep]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps torchattacks
 	touch $@ $(STAMPS)/package
 

@@ -13,7 +13,7 @@ ORDER = [
     "models attacks",
     "adapters",
     "training evaluation",
-    "purification",
+    "purification sweeps",
     "report",
     "papers",
     "cli",

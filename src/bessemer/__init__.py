@@ -22,6 +22,7 @@ from bessemer.purification.purify import purify
 from bessemer.records import Evaluation
 from bessemer.records.purification import Purification
 from bessemer.report import report
+from bessemer.sweeps import sweep
 from bessemer.threat import L1, L2, Linf
 from bessemer.training import Adversarial, Bang, LowRank, OnlyLayers, Plain, Recipe, load, train
 
@@ -50,5 +51,6 @@ __all__ = [
     "pass_score",
     "purify",
     "report",
+    "sweep",
     "train",
 ]

@@ -32,6 +32,7 @@ COMMANDS = [
     "train",
     "evaluate",
     "purify",
+    "sweep",
     "report",
     "reproduce",
     "list",
@@ -217,7 +218,9 @@ def test_a_run_that_starts_from_another_tells_how_far_it_left_it(bessemer, run):
     ):
         noted = [line for line in RunRecord.read(folder).metrics if "theta_initial/conv1" in line]
         assert [line["iteration"] for line in noted] == iterations
-        assert {key.partition("/")[0] for key in noted[0]} == measures | {"iteration"}
+        moved = {key.partition("/")[0] for key in noted[0] if "theta" in key or "outweighs" in key}
+        assert moved == measures
+        assert "correct_share/conv1" in noted[0]
     assert bessemer("report robust --out r.html")[0] == 0
     assert "How the neurons move away from the clean network" in Path("r.html").read_text(encoding="utf-8")
 

@@ -4,54 +4,14 @@ import copy
 
 import pytest
 import torch
+from by_definition import balanced_by_definition, relative
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from bessemer.errors import BalanceError
 from bessemer.layers import balance, rates, report_misclassified
-from bessemer.layers.balance import LINEAR_LAYERS
 
 BETA, EPSILON = 1.2, 0.8
-
-
-def relative(found, expected):
-    return ((found - expected).norm() / expected.norm()).item()
-
-
-def balanced_by_definition(model, images, labels, beta, epsilon, misclassified=1.0):
-    """Equations 2 to 6, naively: one backward pass per sample, one contribution per call of a layer.
-
-    Returns the mean balanced gradient of each parameter of each linear layer.
-    """
-    calls = []
-
-    def record(layer, inputs, output):
-        output.retain_grad()
-        calls.append((layer, inputs[0].detach(), output))
-        # an in-place ReLU must not overwrite what we look at
-        return output.clone()
-
-    layers = [module for module in model.modules() if isinstance(module, LINEAR_LAYERS)]
-    hooks = [layer.register_forward_hook(record) for layer in layers]
-    logits = model(images)
-    for hook in hooks:
-        hook.remove()
-    cross_entropy(logits, labels, reduction="sum").backward()
-    wrong = logits.argmax(1) != labels
-    total = {name: torch.zeros_like(parameter) for name, parameter in model.named_parameters()}
-    names = {id(module): name for name, module in model.named_modules()}
-    for layer, inputs, output in calls:
-        norms = [output.grad[i].norm().item() for i in range(len(images))]
-        for i in range(len(images)):
-            if norms[i] == 0:
-                continue
-            r = norms[i] / max(norms)
-            eta = (1 / r) ** ((epsilon * misclassified if wrong[i] else epsilon) * (1 - r))
-            own = list(layer.parameters())
-            parts = torch.autograd.grad(layer(inputs[i : i + 1]), own, output.grad[i : i + 1])
-            for (name, _), part in zip(layer.named_parameters(), parts, strict=True):
-                total[f"{names[id(layer)]}.{name}".lstrip(".")] += beta * eta * part / len(images)
-    return total
 
 
 class Twice(nn.Module):
@@ -64,6 +24,44 @@ class Twice(nn.Module):
     def forward(self, x):
         x = x.flatten(1)
         return self.head(torch.tanh(self.inner(torch.tanh(self.inner(x)))))
+
+
+class Tied(nn.Module):
+    """Two linear layers that share their weight but not their bias."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 5)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(x.flatten(1))))))
+
+
+class Attention(nn.Module):
+    """A block of self-attention over tokens along dimension 1, in linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.value, self.out = (nn.Linear(4, 4) for _ in range(3))
+        self.key = nn.Linear(4, 4, bias=False)  # the softmax would give its bias a gradient of zero
+        self.norm = nn.LayerNorm(4)
+
+    def forward(self, x):
+        y = self.norm(x)
+        return x + self.out(nn.functional.scaled_dot_product_attention(self.query(y), self.key(y), self.value(y)))
+
+
+class Residual(nn.Module):
+    """Batch norm, and a skip connection around two convolutions, of which the second is called from inside a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv1d(3, 3, 3, padding=1, bias=False), nn.BatchNorm1d(3), nn.ReLU(inplace=True))
+        self.last = nn.ModuleList([nn.Sequential(nn.Conv1d(3, 3, 3, padding=1), nn.BatchNorm1d(3))])
+
+    def forward(self, x):
+        return torch.relu(x + self.last[0](self.body(x)))
 
 
 def network(kind):
@@ -88,6 +86,26 @@ def network(kind):
         "transposed3d": lambda: nn.Sequential(
             nn.Unflatten(2, (2, 2, 1)), nn.ConvTranspose3d(3, 2, 2), nn.ReLU(), flat, nn.Linear(36, 5)
         ),
+        "depthwise": lambda: nn.Sequential(
+            nn.Unflatten(2, (2, 2)), nn.Conv2d(3, 6, 2, padding=1, groups=3), nn.ReLU(), flat, nn.Linear(54, 5)
+        ),
+        "dilated2d": lambda: nn.Sequential(
+            nn.Unflatten(2, (2, 2)), nn.Conv2d(3, 4, 2, padding=1, dilation=(2, 1)), flat, nn.Linear(24, 5)
+        ),
+        "transposed, grouped, dilated": lambda: nn.Sequential(
+            nn.Unflatten(2, (2, 2)), nn.ConvTranspose2d(3, 6, 2, groups=3, dilation=2), flat, nn.Linear(96, 5)
+        ),
+        "channels last": lambda: nn.Sequential(
+            nn.Unflatten(2, (2, 2)),
+            nn.Conv2d(3, 4, 2, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(4, 4, 2),
+            flat,
+            nn.Linear(16, 5),
+        ).to(memory_format=torch.channels_last),
+        "tied weights": Tied,
+        "attention": lambda: nn.Sequential(Attention(), Attention(), flat, nn.Linear(12, 5)),
+        "batch norm": lambda: nn.Sequential(Residual(), Residual(), flat, nn.Linear(12, 5)),
         "reflecting": lambda: nn.Sequential(
             nn.Conv1d(3, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(), flat, nn.Linear(16, 5)
         ),
@@ -100,7 +118,8 @@ def network(kind):
 
 KINDS = [
     "linear", "linear over positions", "conv1d", "conv2d", "conv3d", "strided", "dilated", "grouped", "transposed",
-    "transposed2d", "transposed3d", "reflecting", "in-place relu", "re-used module",
+    "transposed2d", "transposed3d", "depthwise", "dilated2d", "transposed, grouped, dilated", "channels last",
+    "tied weights", "attention", "batch norm", "reflecting", "in-place relu", "re-used module",
 ]  # fmt: skip
 
 
@@ -153,7 +172,7 @@ def test_epsilon_zero_is_ordinary_training(kind, batch):
 
 # torch's own tracer instantiates autograd functions, and warns of it
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("kind", ["conv2d", "in-place relu", "re-used module"])
+@pytest.mark.parametrize("kind", ["conv2d", "in-place relu", "re-used module", "tied weights"])
 @pytest.mark.parametrize("misclassified", [1.0, 0.5])
 def test_compiled_models_get_the_same_gradients(kind, misclassified, batch):
     images, labels = batch
@@ -308,6 +327,45 @@ def test_autocast_costs_no_more_precision_than_it_always_does(batch):
     with balance(model, BETA, EPSILON), torch.autocast("cpu", torch.bfloat16):
         cross_entropy(model(images.float()), labels).backward()
     assert relative(model[1].weight.grad.double(), expected["1.weight"]) < 1.2 * usual
+
+
+def test_a_gradient_scaler_changes_nothing_and_still_sees_overflow(batch):
+    images, labels = batch[0].float(), batch[1]
+    found = []
+    for scale in (1.0, 2.0**12):
+        model = made("linear").float()
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=1000)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with balance(model, BETA, EPSILON), torch.autocast("cpu", torch.float16):
+            loss = cross_entropy(model(images), labels)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        found.append(model[1].weight.grad.clone())
+        optimizer.zero_grad()
+        before = model[1].weight.clone()
+        with balance(model, BETA, EPSILON):
+            scaler.scale((model(images) * float("inf")).sum()).backward()
+        scaler.step(torch.optim.SGD(model.parameters(), lr=0.1))
+        scaler.update()
+        assert torch.equal(model[1].weight, before)
+        assert scaler.get_scale() == scale / 2
+    torch.testing.assert_close(found[0], found[1], rtol=0.02, atol=1e-4)
+
+
+def test_accumulated_gradients_are_balanced_within_each_pass(batch):
+    """The rates compare what one backward pass sees: two halves are not the whole."""
+    images, labels = batch
+    halves = [
+        balanced_by_definition(made("linear"), images[h], labels[h], BETA, EPSILON) for h in (slice(3), slice(3, 6))
+    ]
+    whole = balanced_by_definition(made("linear"), images, labels, BETA, EPSILON)
+    model = made("linear")
+    with balance(model, BETA, EPSILON):
+        for half in (slice(3), slice(3, 6)):
+            (cross_entropy(model(images[half]), labels[half]) / 2).backward()
+    for name, parameter in model.named_parameters():
+        assert relative(parameter.grad, (halves[0][name] + halves[1][name]) / 2) < 1e-10, name
+        assert relative(parameter.grad, whole[name]) > 1e-5, name
 
 
 # r·eta, the scaled norm as a share of the largest, computed from equations 3 and 4 by hand

@@ -15,6 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from bessemer.errors import BalanceError
 from bessemer.layers import balance, report_misclassified
 
+ADAPTIVE = {"beta": 1.2, "epsilon": 0.9, "misclassified": 0.5, "contributing": 0.97, "keep_norm": True}
+
 
 def batch():
     generator = torch.Generator().manual_seed(1)
@@ -49,6 +51,9 @@ def work(rank, port, found):
                 gradients(model, images[uneven], labels[uneven])
             except BalanceError as problem:
                 found[f"refusal {rank}"] = str(problem)
+        model = DistributedDataParallel(network())
+        with balance(model.module, **ADAPTIVE):
+            found[f"adaptive {rank}"] = gradients(model, images[half], labels[half])
     finally:
         distributed.destroy_process_group()
 
@@ -66,11 +71,16 @@ def test_two_processes_compute_the_gradients_of_one():
     alone = copy.deepcopy(network())
     with balance(alone, 1.2, 0.8, misclassified=0.5):
         half = gradients(alone, images[:4], labels[:4])
+    adaptive = network()
+    with balance(adaptive, **ADAPTIVE):
+        also_expected = gradients(adaptive, images, labels)
     with multiprocessing.Manager() as manager:
         found = manager.dict()
         multiprocessing.spawn(work, (port, found), nprocs=2)
         for rank in (0, 1):
             for one, other in zip(found[f"gradients {rank}"], expected, strict=True):
+                torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+            for one, other in zip(found[f"adaptive {rank}"], also_expected, strict=True):
                 torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
             assert "from 3 to 4" in found[f"refusal {rank}"]
     assert not torch.allclose(half[0], expected[0], rtol=1e-3), "a local maximum would have passed"

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import exhibit, judged
+from made_up import exhibit, judged
 from parsed_page import Page
 from PIL import Image
 

@@ -4,7 +4,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from conftest import exhibit, judged
+from made_up import exhibit, judged
 from parsed_page import Page
 from scipy.stats import binomtest
 

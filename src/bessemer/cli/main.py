@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from bessemer.allocation import keep_freed_memory
-from bessemer.cli import data, demo, evaluate, listing, purify, report, reproduce, train
+from bessemer.cli import data, demo, evaluate, listing, purify, report, reproduce, sweep, train
 from bessemer.cli.options import Interrupted
 from bessemer.errors import BessemerError
 
@@ -37,6 +37,7 @@ app = typer.Typer(
 )
 app.command()(demo.demo)
 app.command()(train.train)
+app.command()(sweep.sweep)
 app.command()(evaluate.evaluate)
 app.command()(purify.purify)
 app.command()(report.report)

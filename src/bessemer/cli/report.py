@@ -8,12 +8,17 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from bessemer.errors import UsageError
+from bessemer.records import Sweep
+from bessemer.records.sweep import FILE
 from bessemer.report import report as write_report
+from bessemer.report.sweep import write_sweep
 
 
 def report(
     runs: Annotated[
-        list[Path], typer.Argument(metavar="RUN", help="Run folders, or files of evaluations (*.json), side by side.")
+        list[Path],
+        typer.Argument(metavar="RUN", help="Run folders, or evaluations (*.json), side by side; or a sweep."),
     ],
     out: Annotated[
         Path | None,
@@ -35,5 +40,11 @@ def report(
     """
     first = runs[0]
     beside = first.with_suffix(".html") if first.suffix == ".json" and not first.is_dir() else first / "report.html"
-    path = write_report(list(runs), out or beside, compare=compare)
+    sweeps = [run for run in runs if (run / FILE).is_file()]
+    if sweeps and len(runs) > 1:
+        raise UsageError(f"{sweeps[0]} is a sweep, which has a page of its own; name it alone, or runs inside it")
+    if sweeps:
+        path = write_sweep(Sweep.read(first), out or beside)
+    else:
+        path = write_report(list(runs), out or beside, compare=compare)
     Console().print(f"Wrote {path}", markup=False, soft_wrap=True)

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import shlex
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import typer
@@ -17,10 +13,12 @@ from torch import nn
 from bessemer import training
 from bessemer.cli.options import DataDir, Device, Interrupted
 from bessemer.cli.progress import progress, training_bar
+from bessemer.cli.signals import caught_signals
 from bessemer.errors import unknown
 from bessemer.evaluation import SUITES
 from bessemer.purification.movement import movement_of
 from bessemer.training import Moment, Recipe
+from bessemer.training.stalling import stalling_of
 
 
 def train(
@@ -64,9 +62,10 @@ def train(
 def trained(
     recipe: Recipe, folder: Path, *, resume: bool = False, device: str = "cpu", data_dir: Path | None = None
 ) -> tuple[nn.Module, bool]:
-    """Train with a progress bar, noting how the neurons move; returns the model, and whether Ctrl-C (or SIGTERM) ended
-    it early."""
-    with _signals() as caught, progress() as bars:
+    """Train with a progress bar, noting how the neurons move and which samples still move them; returns the model, and
+    whether Ctrl-C (or SIGTERM) ended it early."""
+    moved, stalled = movement_of(folder, recipe), stalling_of(recipe, data_dir)
+    with caught_signals() as caught, progress() as bars:
         show = training_bar(bars, recipe.name)
         last = Moment(0, 0, 0, 0)
 
@@ -83,24 +82,6 @@ def trained(
             data_dir=data_dir,
             watch=watch,
             stop=lambda: bool(caught),
-            note=movement_of(folder, recipe),
+            note=lambda model: {**moved(model), **stalled(model)},
         )
     return model, bool(caught) and last.iteration < last.iterations
-
-
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Collects Ctrl-C and SIGTERM instead of dying of them; a second one is no longer caught."""
-    caught: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for one in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(one, before[one])
-
-    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)

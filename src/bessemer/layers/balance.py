@@ -17,6 +17,8 @@ works for any layer whose output for sample i depends on nothing but its input i
 the other as the gradient of a token, not through Python state: that survives `torch.compile`, re-used modules and
 nested calls.
 
+Epsilon and beta may also follow from each batch instead of being fixed: `bessemer.layers.adaptive`.
+
 Left out on purpose: layers that mix samples (batch norm), and `nn.MultiheadAttention`, which never calls its own inner
 linear layer.
 """
@@ -35,6 +37,7 @@ from torch import Tensor, distributed, nn
 from torch.nn import functional
 
 from bessemer.errors import BalanceError
+from bessemer.layers.adaptive import epsilon_for, norm_keeping
 
 LINEAR_LAYERS = (
     nn.Linear,
@@ -45,6 +48,7 @@ LINEAR_LAYERS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+LARGEST_RATE = 1e37  # its reciprocal is a normal number in float32
 
 
 def rates(
@@ -98,6 +102,20 @@ class _Rule:
     epsilon: float
     misclassified: float
     bias: bool
+    contributing: float
+    keep_norm: bool
+
+    @property
+    def adaptive(self) -> bool:
+        return self.contributing > 0 or self.keep_norm
+
+    def adapted(self, norms: Tensor, epsilon: float | Tensor) -> Tensor:
+        """The rates of a whole batch where epsilon or beta follow from its norms."""
+        if self.contributing > 0:
+            epsilon = epsilon_for(self.contributing, norms, epsilon)
+        rate = rates(norms, 1.0, epsilon)
+        beta = self.beta * norm_keeping(norms, norms * rate) if self.keep_norm else self.beta
+        return (beta * rate).clamp(max=LARGEST_RATE)
 
 
 class _In(torch.autograd.Function):
@@ -130,13 +148,14 @@ class _Out(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor | None, wrong: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None or not len(gradient):
             return gradient, None if gradient is None else gradient.new_ones(0, dtype=torch.float64), None, None
-        epsilon: float | Tensor = ctx.rule.epsilon
-        if wrong is not None:
-            epsilon = epsilon * (1 + (ctx.rule.misclassified - 1) * wrong)
+        rule, group = ctx.rule, ctx.group
         precise = _precise(gradient)
         norms = sample_norms(precise)
-        largest = None if ctx.group is None else _global_maximum(norms, ctx.group)
-        rate = rates(norms, ctx.rule.beta, epsilon, largest)
+        epsilon: float | Tensor = rule.epsilon
+        if wrong is not None:
+            epsilon = epsilon * (1 + (rule.misclassified - 1) * wrong)
+        largest = None if group is None else _global_maximum(norms, group)
+        rate = _adapted(rule, norms, epsilon, group) if rule.adaptive else rates(norms, rule.beta, epsilon, largest)
         return _scaled(precise, rate).to(gradient.dtype), rate, None, None
 
 
@@ -274,6 +293,8 @@ def balance(
     epsilon: float | Mapping[str, float] = 0.815,
     misclassified: float = 1.0,
     bias: bool = True,
+    contributing: float = 0.0,
+    keep_norm: bool = False,
 ) -> Balance:
     """Balance the gradients of every linear and convolution layer of a model, in place (BANG, equations 2 to 6).
 
@@ -283,16 +304,27 @@ def balance(
     misclassified: a factor on epsilon for samples the current forward pass gets wrong; where it is not 1, the objective
     must pass its logits through `report_misclassified` before its backward pass.
     bias: whether biases are balanced like weights.
+    contributing: the share of the batch that is to contribute, in (0, 1]: at every step, each layer takes the smallest
+    epsilon with which the effective number of contributing samples reaches it, or where none does the `epsilon` given
+    (`bessemer.layers.adaptive`). 0: always the epsilon given.
+    keep_norm: multiply beta, at every step and in each layer, so that the weight gradient keeps about the norm it has
+    without balancing.
 
     Only training is touched: in evaluation mode, without gradients, and for frozen weights (inside attacks) the model
     computes what it always did. Returns a handle that takes balancing off again.
 
-    Where torch.distributed is initialised, the maximum is taken over the global batch (each process must hold as many
-    samples), in a process group of its own: call `balance` in every process.
+    A batch is what one backward pass sees: gradients that are accumulated over several passes are balanced within each,
+    not across them.
+
+    Where torch.distributed is initialised, the maximum (with contributing or keep_norm: all norms) is taken over the
+    global batch (each process must hold as many samples), in a process group of its own: call `balance` in every
+    process.
 
     Raises `BalanceError` where a layer cannot be balanced, is balanced already, or nothing is there to balance; and, in
     the forward pass, where a layer's rows are not the model's samples.
     """
+    if not 0 <= contributing <= 1:
+        raise BalanceError(f"contributing is a share of the batch, from 0 (off) to 1, found {contributing:g}")
     layers: dict[str, nn.Module] = {}
     rules: dict[str, _Rule] = {}
     inside_attention: tuple[str, ...] = ()
@@ -322,7 +354,7 @@ def balance(
                 f"found {layer_beta}, {layer_epsilon} and {misclassified} for {name}"
             )
         layers[name] = module
-        rules[name] = _Rule(name, layer_beta, layer_epsilon, misclassified, bias)
+        rules[name] = _Rule(name, layer_beta, layer_epsilon, misclassified, bias, contributing, keep_norm)
     if not layers:
         raise BalanceError("nothing to balance: the model has no linear or convolution layer that beta selects")
     # a process group of its own: its maxima must not wait behind other traffic
@@ -361,6 +393,17 @@ def _global_maximum(norms: Tensor, group: Any) -> Tensor:
             f"balancing needs as many samples in each process, but they hold from {-int(found[2])} to {int(found[1])}"
         )
     return found[0]
+
+
+def _adapted(rule: _Rule, norms: Tensor, epsilon: float | Tensor, group: Any) -> Tensor:
+    """This process's part of the rates that follow from the norms of the global batch."""
+    if group is None:
+        return rule.adapted(norms, epsilon)
+    own = torch.stack([norms, torch.zeros_like(norms) + epsilon])
+    every = [torch.empty_like(own) for _ in range(distributed.get_world_size(group))]
+    distributed.all_gather(every, own, group=group)
+    rate = rule.adapted(*torch.cat(every, dim=1))
+    return rate.view(-1, len(norms))[distributed.get_rank(group)]
 
 
 def _precise(gradient: Tensor) -> Tensor:

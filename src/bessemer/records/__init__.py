@@ -17,6 +17,7 @@ from bessemer.records.files import read_record, write_record, write_whole
 from bessemer.records.provenance import provenance
 from bessemer.records.result import Claim, Result
 from bessemer.records.run import RunRecord, read_metrics
+from bessemer.records.sweep import Sweep
 
 __all__ = [
     "COLUMNS",
@@ -31,6 +32,7 @@ __all__ = [
     "Result",
     "RunRecord",
     "Share",
+    "Sweep",
     "file_name",
     "provenance",
     "read_metrics",

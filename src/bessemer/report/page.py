@@ -25,6 +25,7 @@ from bessemer.report.lights import light, lights, noticed
 from bessemer.report.movement import movement
 from bessemer.report.plots import Key
 from bessemer.report.specimens import orders
+from bessemer.report.stalling import stalling
 
 # what an evaluation notes, and its findings say
 IN_WORDS = (
@@ -92,6 +93,7 @@ def page(runs: list[RunRecord], compare: bool = False, compared: Sequence[Compar
         over_steps=plots.over_steps(groups, several),
         purifications=[angles.section(one.purification, place) for place, one in enumerate(compared, 1)],
         training=_training(runs),
+        stalling=stalling(runs),
         noticed=[noticed(run) for run in runs],
         lights=[lights(one for evaluation in run.evaluations for one in evaluation.findings) for run in runs],
         orders=orders(groups),

@@ -7,6 +7,8 @@ from bessemer.training.optimizers import SGD, Factor, parameter_groups
 from bessemer.training.recipe import Recipe, recipes
 from bessemer.training.run import Moment, load, train
 from bessemer.training.schedules import SCHEDULES
+from bessemer.training.stalling import Stalling, stalling_of
+from bessemer.training.together import train_together
 from bessemer.training.trainer import fit
 
 __all__ = [
@@ -23,11 +25,14 @@ __all__ = [
     "OnlyLayers",
     "Plain",
     "Recipe",
+    "Stalling",
     "fit",
     "initial_weights",
     "load",
     "parameter_groups",
     "recipes",
+    "stalling_of",
     "starting_weights",
     "train",
+    "train_together",
 ]

@@ -70,12 +70,12 @@ def train(
     `FileError` where something cannot be written or read; what was written before stays.
     """
     folder = Path(folder)
-    _require_device(device)
-    with _sole_writer(folder):
-        _require_same_run(recipe, folder, resume)
+    require_device(device)
+    with sole_writer(folder):
+        require_same_run(recipe, folder, resume)
         dataset = data.load(recipe.data[0], data_dir, **recipe.data[1]).to(device)
         torch.manual_seed(subseed(recipe.seed, 1))
-        model = _build(recipe, dataset)
+        model = untrained(recipe, dataset)
         resume = resume and bool(steps(folder))
         origin = {}
         if recipe.init and not resume:
@@ -91,7 +91,7 @@ def train(
             if course.run(resume):
                 # over all sessions, should there have been several
                 seconds = round(sum(line.get("seconds", 0.0) for line in read_metrics(folder / "metrics.jsonl")), 1)
-                facts = provenance(seed=recipe.seed, seconds=seconds, device=_device_name(device))
+                facts = provenance(seed=recipe.seed, seconds=seconds, device=device_name(device))
                 facts |= {"init": course.origin} if course.origin else {}
                 write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
     return _opened(model, recipe, folder, course.done)
@@ -105,7 +105,7 @@ def load(folder: str | Path, device: str = "cpu") -> nn.Module:
     Raises `UsageError` where the folder is no run, `FileError` where its checkpoint is damaged or another model's.
     """
     folder = Path(folder)
-    _require_device(device)
+    require_device(device)
     if not (folder / "recipe.toml").is_file():
         raise UsageError(f"{folder} is no run: it has no recipe.toml; `bessemer train RECIPE --out {folder}` makes one")
     recipe = Recipe.from_tables(_tables(folder), folder.resolve().name)
@@ -224,7 +224,7 @@ class _Course:
 
     def _validate(self, done: int) -> None:
         if len(self.dataset.validation):
-            loss, self.accuracy = _judged(self.model, self.dataset.validation)
+            loss, self.accuracy = validated(self.model, self.dataset.validation)
             self._log(iteration=done, validation_loss=loss, validation_accuracy=self.accuracy)
 
     def _note(self, done: int) -> None:
@@ -249,7 +249,7 @@ class _Course:
         checkpoint.write(self.folder, keep_every=self.recipe.training.keep_every)
 
 
-def _build(recipe: Recipe, dataset: Dataset) -> nn.Module:
+def untrained(recipe: Recipe, dataset: Dataset) -> nn.Module:
     """The untrained model, fitted to the data."""
     name, settings = recipe.model
     model = models.build(name, **settings)
@@ -275,7 +275,7 @@ def _laid_out(model: nn.Module, recipe: Recipe) -> nn.Module:
     return model
 
 
-def _judged(model: nn.Module, split: Split, size: int = 500) -> tuple[float, float]:
+def validated(model: nn.Module, split: Split, size: int = 500) -> tuple[float, float]:
     """Mean loss and accuracy in evaluation mode; the model is left in training mode."""
     model.eval()
     loss = right = 0.0
@@ -296,7 +296,7 @@ def _opened(model: nn.Module, recipe: Recipe, folder: Path, iteration: int) -> n
     return model
 
 
-def _require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
+def require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
     """Refuse to write over a run, or to go on with one under another recipe."""
     if not (folder / "recipe.toml").exists():
         if any(entry.name != ".lock" for entry in folder.iterdir()):
@@ -319,7 +319,7 @@ def _tables(folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _sole_writer(folder: Path) -> Iterator[None]:
+def sole_writer(folder: Path) -> Iterator[None]:
     """Hold the run for this process; the lock goes with the process, however that ends."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -337,7 +337,7 @@ def _sole_writer(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _require_device(device: str) -> None:
+def require_device(device: str) -> None:
     """Refuse (`UsageError`) a device that torch does not know or this machine does not have."""
     try:
         torch.zeros(1, device=device).item()
@@ -346,5 +346,6 @@ def _require_device(device: str) -> None:
         raise UsageError(f"device: {device!r} is not here ({str(problem).splitlines()[0]}); use {here}") from problem
 
 
-def _device_name(device: str) -> str:
+def device_name(device: str) -> str:
+    """What a device is called in a run's provenance."""
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device

@@ -244,8 +244,8 @@ def _certificate(lab: Laboratory, networks: Networks, watch: Callable[[int, int]
 def _radii(lab: Laboratory, networks: Networks, watch: Callable[[int, int], None]) -> dict[str, Any]:
     """The share that stands at ever larger radii; what fell once stays fallen. r50: where the curve crosses a half."""
     inputs, labels = lab.samples.inputs[:500], lab.samples.labels[:500]
-    factors = [2.0**power for power in (-3, -2.5, -2, -1.5, -1, -0.75, -0.5, -0.25, 0, 0.25, 0.5, 0.75, 1, 1.25, 1.5)]
-    radii = [factor * lab.threat.eps for factor in factors]
+    powers = [-3, -2.5, -2, -1.5, *(step / 4 for step in range(-4, 11))]
+    radii = [2.0**power * lab.threat.eps for power in powers]
     found: dict[str, Any] = {"radii": radii}
     for number, (name, network) in enumerate(networks.both.items()):
         standing, curve = right(network, inputs, labels), []

@@ -25,6 +25,9 @@ class Bang(Method):
 
     beta, epsilon: one number, or a table from layer-name patterns to numbers (`balance`). misclassified: the factor on
     epsilon for samples the current pass gets wrong (0.5 in the paper's CIFAR-10 experiments). bias: balance biases too.
+    contributing: the share of the batch that is to contribute; where not 0, each layer takes at every step the smallest
+    epsilon that achieves it, and `epsilon` is the largest allowed. keep_norm: beta is multiplied so that each weight
+    gradient keeps about its norm.
     inside: the method whose gradients are balanced.
     """
 
@@ -32,6 +35,8 @@ class Bang(Method):
     epsilon: float | dict[str, float] = 0.815
     misclassified: float = 1.0
     bias: bool = True
+    contributing: float = 0.0
+    keep_norm: bool = False
     inside: Method = Plain()
 
     def __post_init__(self) -> None:
@@ -40,11 +45,16 @@ class Bang(Method):
             for number in value.values() if isinstance(value, dict) else (value,):
                 if not 0 <= number < math.inf:
                     raise UsageError(f"BANG's {name} should be a number from 0 upwards, found {number}")
+        if not 0 <= self.contributing <= 1:
+            raise UsageError(f"BANG's contributing is a share of the batch, from 0 to 1, found {self.contributing}")
 
     def prepare(self, model: nn.Module, until_done: ExitStack) -> nn.Module:
         """Attach the balance, until training is done."""
         model = self.inside.prepare(model, until_done)
-        until_done.enter_context(balance(model, self.beta, self.epsilon, self.misclassified, self.bias))
+        handle = balance(
+            model, self.beta, self.epsilon, self.misclassified, self.bias, self.contributing, self.keep_norm
+        )
+        until_done.enter_context(handle)
         return model
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
