@@ -15,10 +15,8 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int = 4) -> None:
         super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(width)
-        self.together = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.heads, self.norm = heads, nn.LayerNorm(width)
+        self.together, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens (n, places, width) in, as many out."""
@@ -33,9 +31,8 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.embed = nn.Linear(8, width)
+        self.embed, self.head = nn.Linear(8, width), nn.Linear(8 * width, 10)
         self.blocks = nn.Sequential(Attention(width), Attention(width))
-        self.head = nn.Linear(8 * width, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, 1, 8, 8) in, logits (n, 10) out."""

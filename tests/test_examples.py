@@ -22,7 +22,7 @@ COMMANDS = re.findall(r"^(bessemer [^#\n]*)", README, re.MULTILINE)
 
 # a piece of each output that is only there if the example answered its question
 SAYS = {
-    "balance_a_network_of_your_own": r"balanced: embed, blocks.*head\n9\d.* are right(.*\n)* *head +\d+, balanced +\d\d+",
+    "balance_a_network_of_your_own": r"balanced: embed, .*\n9\d.* are right(.*\n)* *head +\d+, balanced +\d\d+",
     "compare_two_runs": r"adversarial-digits: .* in the worst case at Linf:0.1\nSide by side in compare\.html",
     "how_robust_is_my_model": r"Reasons to doubt these figures: none found\. The page is how_robust\.html",
     "is_this_gradient_hidden": r"logits × 100: .*\n(.*\n)* *doubt \(PGD-20\): the margin loss beats cross-entropy",
