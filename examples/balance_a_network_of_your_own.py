@@ -31,8 +31,8 @@ class Transformer(nn.Module):
 
     def __init__(self, width: int = 32) -> None:
         super().__init__()
-        self.embed, self.head = nn.Linear(8, width), nn.Linear(8 * width, 10)
-        self.blocks = nn.Sequential(Attention(width), Attention(width))
+        self.embed, self.blocks = nn.Linear(8, width), nn.Sequential(Attention(width), Attention(width))
+        self.head = nn.Linear(8 * width, 10)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images (n, 1, 8, 8) in, logits (n, 10) out."""
@@ -41,7 +41,7 @@ class Transformer(nn.Module):
 
 torch.manual_seed(0)
 model = Transformer()
-optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.02, momentum=0.9)
 batches = bs.data.Batches(digits.train, 64)
 beta, epsilon = 1.0, {"head": 0.8, "*": 0.6}  # by layer name; the first pattern that fits counts
 
@@ -53,8 +53,7 @@ with bs.balance(model, beta, epsilon) as balanced:
         cross_entropy(model(batch.images), batch.labels).backward()
         optimizer.step()
 
-images, labels = digits.train.at(slice(500))
-found = stalling(model, images, labels, beta=beta, epsilon=epsilon)
+found = stalling(model, *digits.train.at(slice(500)), beta=beta, epsilon=epsilon)
 print(f"{100 * found.accuracy:.1f} % of 500 samples are right; in effect, so many of them move the weights of")
 for name, layer in found.layers.items():
     print(f"  {name:18} {500 * layer.before.effective_share:4.0f}, balanced {500 * layer.after.effective_share:4.0f}")
