@@ -34,6 +34,9 @@ def test_the_smoke_scale_runs_end_to_end_and_is_not_done_twice(runs, table, numb
     assert set(written["numbers"]) == {"R0", "B0"}
     assert written["numbers"]["B0"]["published"]["fgs_rate"] == published
     assert written["numbers"]["R0"]["ours"]["images"] == tables.SCALES[table]["smoke"].samples
+    stalled = written["numbers"]["B0"]["ours"]["stalling"]
+    assert stalled["effective"] <= stalled["effective_balanced"] <= 100
+    assert "effective_balanced" not in written["numbers"]["R0"]["ours"]["stalling"]
     assert [line[0] for line in written["table"]] == ["", "R0", "B0"]
     assert f"({published:g})" in written["table"][2][2]
     assert (runs / f"bang-table{number}-smoke.png").read_bytes().startswith(b"\x89PNG")
@@ -50,6 +53,7 @@ def test_the_claims_can_fail(runs):
         tables.Found(
             Evaluation.read(runs / f"lenet-{name}-150" / "records" / "bang_mnist_50.json"),
             Evaluation.read(runs / f"lenet-{name}-150" / "records" / "bang-fgs-float64_mnist_20.json"),
+            {},
         )
         for name in ("R0", "B0")
     )

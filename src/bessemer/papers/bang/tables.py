@@ -7,22 +7,28 @@ gradients of a float64 copy, and on a loss that does not underflow, stands besid
 from __future__ import annotations
 
 import math
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from bessemer.arithmetic import flushed
 from bessemer.attacks import FGSLine
+from bessemer.data import Dataset
 from bessemer.errors import unknown
 from bessemer.evaluation import SUITES, Stage, Suite
 from bessemer.papers.bang import drawing
 from bessemer.papers.bang.networks import COLUMNS, TABLES, judged, percent, rank_correlation, trained
 from bessemer.records import Claim, Evaluation, Result, Share, provenance
-from bessemer.training import Moment
+from bessemer.training import Bang, Moment
+from bessemer.training.methods import Method
+from bessemer.training.stalling import PROBE, stalling
 
 FGS, MARGIN, HC1 = "FGS", "FGS, margin loss", "HC1"
 PRECISE = Suite("bang-fgs-float64", {FGS: FGSLine()})
@@ -57,10 +63,11 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Found:
-    """What was found about one network: all attacks of the table, and its FGS on a float64 copy of the network."""
+    """What was found about one network: all attacks of the table, its FGS on a float64 copy, and how it had stalled."""
 
     rays: Evaluation
     precise: Evaluation
+    stalled: dict[str, float]
 
     def failed(self) -> Share:
         """Of the FGS attempts that failed, those that met an all-zero gradient."""
@@ -101,7 +108,7 @@ def run(
         ):
             watch = watch_evaluation(f"{name}, {suite.name}")
             asked[suite.name] = judged(asked_model, dataset, suite, folder, samples=samples, name=name, watch=watch)
-        found[name] = Found(asked["bang"], asked[PRECISE.name])
+        found[name] = Found(asked["bang"], asked[PRECISE.name], stalled(model, dataset, printed.recipe(name).method))
     name = f"bang-table{printed.number}"
     numbers = {row: {"ours": figures(found[row]), "published": printed.rows[row].published} for row in found}
     facts = provenance(
@@ -113,6 +120,39 @@ def run(
     )
     picture(table, numbers, runs / f"{name}-{scale}.png", f"{printed.title}, scale {scale}")
     return Result(name, scale, claims(table, found), numbers, facts, beside(numbers))
+
+
+@flushed()
+def stalled(model: nn.Module, dataset: Dataset, method: Method) -> dict[str, float]:
+    """How far training had stalled at its end, on the first training images: medians over the layers, in %.
+
+    The model is asked as its last update saw it, with dropout. The gap lies between the two largest logits.
+    """
+    images, labels = dataset.train.at(slice(PROBE))
+    model.train()
+    if isinstance(method, Bang):
+        rule = {name: getattr(method, name) for name in ("beta", "epsilon", "misclassified")}
+        found = stalling(model, images, labels, **rule)
+    else:
+        found = stalling(model, images, labels)
+    model.eval()
+
+    def middle(values: Iterable[float]) -> float:
+        return round(100 * statistics.median(values), 2)
+
+    layers = found.layers.values()
+    measured = {
+        "accuracy": round(100 * found.accuracy, 2),
+        "median_gap": round(found.gaps([0.5])[0], 2),
+        "from_correct": middle(layer.before.correct_share for layer in layers),
+        "effective": middle(layer.before.effective_share for layer in layers),
+        "zero": middle(layer.zero_share for layer in layers),
+    }
+    balanced = [layer.after for layer in layers if layer.after is not None]
+    if balanced:
+        measured["from_correct_balanced"] = middle(one.correct_share for one in balanced)
+        measured["effective_balanced"] = middle(one.effective_share for one in balanced)
+    return measured
 
 
 def figures(found: Found) -> dict[str, Any]:
@@ -138,6 +178,7 @@ def figures(found: Found) -> dict[str, Any]:
         "zero_gradients_in_float64": percent(rays.zero_in_float64_share(FGS)),
         "images": len(rays),
         "images_float64": len(found.precise),
+        "stalling": found.stalled,
     }
 
 
