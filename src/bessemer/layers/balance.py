@@ -15,7 +15,7 @@ the layer's own backward computes the balanced weight gradient; an identity in f
 that what flows on is the original gradient (up to rounding). Every backward is linear in what comes down, so this
 works for any layer whose output for sample i depends on nothing but its input i. The rates travel from one identity to
 the other as the gradient of a token, not through Python state: that survives `torch.compile`, re-used modules and
-nested calls.
+nested calls. Where nothing flows on, at a network's first layer, the input is scaled instead, which is smaller.
 
 Epsilon and beta may also follow from each batch instead of being fixed: `bessemer.layers.adaptive`.
 
@@ -49,6 +49,7 @@ LINEAR_LAYERS = (
     nn.ConvTranspose3d,
 )
 LARGEST_RATE = 1e37  # its reciprocal is a normal number in float32
+LARGEST_INPUT_RATE = 1e34  # an input times this is one; what would be raised further is all but zero
 
 
 def rates(
@@ -148,15 +149,46 @@ class _Out(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor | None, wrong: Tensor | None) -> tuple[Tensor | None, ...]:
         if gradient is None or not len(gradient):
             return gradient, None if gradient is None else gradient.new_ones(0, dtype=torch.float64), None, None
-        rule, group = ctx.rule, ctx.group
         precise = _precise(gradient)
-        norms = sample_norms(precise)
-        epsilon: float | Tensor = rule.epsilon
-        if wrong is not None:
-            epsilon = epsilon * (1 + (rule.misclassified - 1) * wrong)
-        largest = None if group is None else _global_maximum(norms, group)
-        rate = _adapted(rule, norms, epsilon, group) if rule.adaptive else rates(norms, rule.beta, epsilon, largest)
+        rate = _rates(ctx.rule, precise, wrong, ctx.group)
         return _scaled(precise, rate).to(gradient.dtype), rate, None, None
+
+
+class _First(torch.autograd.Function):
+    """A layer whose input needs no gradient, as a network's first, with its balanced weight gradient.
+
+    That is linear in the input too, so each sample's input is scaled instead of what comes down: an image is much
+    smaller than the channels a convolution makes of it. `probe` as above.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, layer: Any, rule: _Rule, group: Any
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x, weight)
+        ctx.layer, ctx.rule, ctx.group, ctx.biased = layer, rule, group, bias is not None
+        ctx.set_materialize_grads(False)
+        y = functional.linear(x, weight, bias) if isinstance(layer, nn.Linear) else _convolved(layer, x, weight, bias)
+        return y, x.new_zeros(x.shape[0], dtype=torch.float64)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor | None, wrong: Tensor | None) -> tuple[Tensor | None, ...]:
+        if gradient is None or not len(gradient):
+            return (None,) * 6
+        x, weight = ctx.saved_tensors
+        layer = ctx.layer
+        rate = _rates(ctx.rule, gradient, wrong, ctx.group).clamp(max=LARGEST_INPUT_RATE)
+        scaled = _scaled(x, rate)
+        if isinstance(layer, nn.Linear):
+            own = gradient.flatten(0, -2).T @ scaled.flatten(0, -2)
+            sums = gradient.flatten(1, -2).sum(1) if gradient.dim() > 2 else gradient
+        else:
+            geometry = (layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding)
+            own = torch.ops.aten.convolution_backward(
+                gradient, scaled, weight, None, *geometry, layer.groups, (False, True, False)
+            )[1]
+            sums = gradient.flatten(2).sum(2)
+        return None, own, rate.to(sums) @ sums if ctx.biased else None, None, None, None
 
 
 class _Report(torch.autograd.Function):
@@ -192,14 +224,17 @@ class _Balanced:
                 f"{shared.batch} samples, so gradients cannot be balanced per sample there; "
                 f"leave it out with beta={{'{rule.name}': 0, '*': {rule.beta:g}}}"
             )
-        if x.requires_grad:
-            x, token = _In.apply(x, x.shape[0])
-        else:  # the first layer: nothing flows on
-            token = x.new_zeros(x.shape[0], dtype=torch.float64)
         bias: Tensor | None = self.bias  # type: ignore[attr-defined]
         apart = bias is not None and not rule.bias
-        y = _without_bias(self, x) if apart else layer.forward(x)
-        y, probe = _Out.apply(y, token, rule, shared.group)
+        if _by_its_input(self, x, apart):
+            y, probe = _First.apply(x, weight, bias, self, rule, shared.group)
+        else:
+            if x.requires_grad:
+                x, token = _In.apply(x, x.shape[0])
+            else:  # nothing flows on
+                token = x.new_zeros(x.shape[0], dtype=torch.float64)
+            y = _without_bias(self, x) if apart else layer.forward(x)
+            y, probe = _Out.apply(y, token, rule, shared.group)
         if rule.misclassified != 1:
             if shared.batch < 0:
                 raise BalanceError(
@@ -225,26 +260,27 @@ def _balanced_class(kind: type[nn.Module]) -> type[nn.Module]:
     return _CLASSES[kind]
 
 
+def _by_its_input(layer: Any, x: Tensor, apart: bool) -> bool:
+    """Whether `_First` can compute the layer: as its class does, and with all of its settings."""
+    if x.requires_grad or apart or torch.is_autocast_enabled(x.device.type):
+        return False
+    if x.dtype not in (torch.float32, torch.float64) or layer._plain not in LINEAR_LAYERS:
+        return False
+    return isinstance(layer, nn.Linear) or (layer.padding_mode == "zeros" and not isinstance(layer.padding, str))
+
+
 def _without_bias(layer: Any, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return functional.linear(x, layer.weight)
     if layer.transposed:
-        transposed = {
-            1: functional.conv_transpose1d,
-            2: functional.conv_transpose2d,
-            3: functional.conv_transpose3d,
-        }
-        return transposed[x.dim() - 2](
-            x,
-            layer.weight,
-            None,
-            layer.stride,
-            layer.padding,
-            layer.output_padding,
-            layer.groups,
-            layer.dilation,
-        )
+        return _convolved(layer, x, layer.weight, None)
     return layer._conv_forward(x, layer.weight, None)
+
+
+def _convolved(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A convolution of any kind, its padding zeros."""
+    geometry = (layer.stride, layer.padding, layer.dilation, layer.transposed, layer.output_padding)
+    return torch.convolution(x, weight, bias, *geometry, layer.groups)
 
 
 class Balance:
@@ -381,6 +417,18 @@ def report_misclassified(
         shared.probes.clear()
     wrong: Bool[Tensor, " n"] = logits.detach().argmax(1) != labels
     return _Report.apply(logits, wrong.double(), *probes)
+
+
+def _rates(rule: _Rule, gradient: Tensor, wrong: Tensor | None, group: Any) -> Tensor:
+    """What each sample is scaled by, from what comes down to a layer's output."""
+    norms = sample_norms(gradient)
+    epsilon: float | Tensor = rule.epsilon
+    if wrong is not None:
+        epsilon = epsilon * (1 + (rule.misclassified - 1) * wrong)
+    if rule.adaptive:
+        return _adapted(rule, norms, epsilon, group)
+    largest = None if group is None else _global_maximum(norms, group)
+    return rates(norms, rule.beta, epsilon, largest)
 
 
 def _global_maximum(norms: Tensor, group: Any) -> Tensor:
