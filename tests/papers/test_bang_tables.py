@@ -6,8 +6,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from bessemer.data import Split
 from bessemer.errors import UsageError
 from bessemer.papers.bang import tables
 from bessemer.papers.bang.networks import TABLES
@@ -54,6 +58,7 @@ def test_the_claims_can_fail(runs):
             Evaluation.read(runs / f"lenet-{name}-150" / "records" / "bang_mnist_50.json"),
             Evaluation.read(runs / f"lenet-{name}-150" / "records" / "bang-fgs-float64_mnist_20.json"),
             {},
+            np.zeros(50, bool),
         )
         for name in ("R0", "B0")
     )
@@ -92,6 +97,28 @@ def test_a_shorter_training_drops_its_rate_as_early():
     assert short.schedule.at == (3600, 3800)
     assert short.training.keep_every == 200
     assert short.training.iterations == 4000
+
+
+def test_a_softmax_is_exactly_one_from_a_gap_of_seventeen_on():
+    """1 + e^-gap is 1 in float32 where e^-gap is at most half of its smallest step above 1, 2^-24 = e^-16.6."""
+    gaps = torch.tensor([10.0, 16.0, 17.0, 60.0])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2, bias=False))
+    with torch.no_grad():
+        model[1].weight.copy_(torch.stack([gaps, torch.zeros(4)]))
+    split = Split(torch.eye(4).view(4, 1, 2, 2), torch.zeros(4, dtype=torch.long))
+    assert tables.certain(model, split, 4, size=3).tolist() == [False, False, True, True]
+    assert tables.certain(model, split, 2).tolist() == [False, False]
+
+
+@needs_data
+def test_fgs_fails_where_the_softmax_is_exactly_one(runs):
+    tables.run("lenet", "smoke", runs)
+    rays = Evaluation.read(runs / "lenet-R0-150" / "records" / "bang_mnist_50.json")
+    turned = rays.right & ~rays.survivors("FGS")
+    sure = np.arange(50) % 2 == 0
+    found = tables.where_uncertain(tables.Found(rays, rays, {}, sure))
+    assert found["rate"] == round(100 * (turned & ~sure).sum() / rays.right.sum(), 2)
+    assert found["linf"][0] == round(255 * rays.attack("FGS")["linf"][turned & ~sure].mean(), 2)
 
 
 def test_an_unknown_scale_is_refused(tmp_path):
