@@ -6,10 +6,12 @@ import os
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from bessemer.errors import UsageError
 from bessemer.papers.bang import beyond
+from bessemer.records import COLUMNS, AttackRows, Evaluation
 
 DATA = Path(os.environ.get("BESSEMER_DATA", ""))
 needs_cifar = pytest.mark.skipif(
@@ -62,6 +64,16 @@ def test_the_interval_is_student_s():
 def seeds(standing, distance):
     figures = {"accuracy": 70.0, "fgs_rate": 90.0, "fgs_margin_rate": 95.0, "zero_gradients": 0.0}
     return [{**figures, "standing": one, "median_l2": distance} for one in standing]
+
+
+def test_a_network_that_gets_nothing_right_has_figures_too():
+    label = np.zeros(4, np.int64)
+    columns = {column: np.zeros(4, dtype) for column, dtype in COLUMNS.items()}
+    columns["prediction"] += 1
+    rows = [AttackRows(name, name, "minimal", "", columns, "L2") for name in ("FGS", "FGS, margin loss")]
+    nothing = Evaluation("wrong", "none", "s", "", 0, ["0", "1"], np.arange(4), label, label + 1, rows)
+    figures = beyond.Found(nothing, nothing, nothing).figures()
+    assert set(figures.values()) == {0.0}
 
 
 def test_better_needs_every_seed_to_agree():

@@ -107,14 +107,18 @@ class Found:
     minimal: Evaluation
 
     def figures(self) -> dict[str, float]:
-        """Shares in %, the median distance in [0, 1] pixels: 0 where an image is wrong already, at most FARTHEST."""
+        """Shares in % (0 of nothing), the median distance in [0, 1] pixels: 0 where an image is wrong already."""
+
+        def percent(share: Share) -> float:
+            return 100 * share.count / max(1, share.total)
+
         return {
-            "accuracy": 100 * self.rays.clean_accuracy().value,
-            "standing": 100 * (self.ensemble.worst_case() or Share(0, 1)).value,
+            "accuracy": percent(self.rays.clean_accuracy()),
+            "standing": percent(self.ensemble.worst_case() or Share(0, 1)),
             "median_l2": float(np.median(self.minimal.distances("L2").clip(max=FARTHEST))),
-            "fgs_rate": 100 * self.rays.success_rate("FGS").value,
-            "fgs_margin_rate": 100 * self.rays.success_rate("FGS, margin loss").value,
-            "zero_gradients": 100 * self.rays.zero_gradient_share("FGS").value,
+            "fgs_rate": percent(self.rays.success_rate("FGS")),
+            "fgs_margin_rate": percent(self.rays.success_rate("FGS, margin loss")),
+            "zero_gradients": percent(self.rays.zero_gradient_share("FGS")),
         }
 
 
