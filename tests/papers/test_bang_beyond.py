@@ -1,9 +1,7 @@
 """What lies beyond BANG's paper, at its smallest scale; and claims on figures made up to refute them."""
 
 import json
-import math
 import os
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +50,6 @@ def test_a_variant_differs_from_its_reference_in_what_its_name_says():
     assert beyond.recipe("regular, smoothed labels", 0, plan).method.label_smoothing == 0.1
     assert beyond.recipe("BANG, misclassified 0", 0, plan).method.misclassified == 0
     assert beyond.recipe("adversarial, BANG", 0, plan).method.inside == beyond.recipe("adversarial", 0, plan).method
-
-
-def test_the_interval_is_student_s():
-    mean, half = beyond.spread([1.0, 2.0, 4.0])
-    assert mean == pytest.approx(7 / 3)
-    assert half == pytest.approx(4.302653 * statistics.stdev([1, 2, 4]) / math.sqrt(3), rel=1e-6)
-    assert beyond.spread([3.0]) == (3.0, math.inf)
 
 
 def seeds(standing, distance):

@@ -29,6 +29,7 @@ from bessemer.errors import unknown
 from bessemer.evaluation import SUITES, Stage, Suite
 from bessemer.papers.bang import drawing
 from bessemer.papers.bang.networks import judged
+from bessemer.papers.seeds import spread
 from bessemer.records import Claim, Evaluation, Result, Share, provenance
 from bessemer.threat import Linf
 from bessemer.training import Moment, Recipe
@@ -199,16 +200,6 @@ def _found(
         ask(replace(SUITES[plan.suite](RADII[VARIANTS[name].radius]), curve=()), plan.costly),
         ask(replace(minimal, name="minimal-l2", attacks=nearest), plan.costly),
     )
-
-
-def spread(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval (Student's t)."""
-    if len(values) < 2:
-        return values[0], math.inf
-    from scipy.stats import t  # noqa: PLC0415  (a second that the command line need not wait)
-
-    half = statistics.stdev(values) / math.sqrt(len(values)) * t.ppf(0.975, len(values) - 1)
-    return statistics.mean(values), float(half)
 
 
 def difference(found: dict[str, list[dict[str, float]]], name: str, measure: str) -> tuple[float, float]:

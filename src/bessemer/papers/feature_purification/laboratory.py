@@ -15,7 +15,6 @@ d = 1,024. What deviates from its text is listed in `bessemer.purification.spars
 from __future__ import annotations
 
 import math
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -28,6 +27,7 @@ import torch
 from bessemer.errors import unknown
 from bessemer.evaluation import Stage
 from bessemer.papers.feature_purification import laboratory_pictures as pictures
+from bessemer.papers.seeds import spread
 from bessemer.purification.sparse_coding.comparisons import EXCEPTIONS
 from bessemer.purification.sparse_coding.data import SparseCoding
 from bessemer.purification.sparse_coding.laboratory import FEW, MEASUREMENTS, Laboratory, WatchPart
@@ -205,13 +205,10 @@ def _brief(found: Any) -> Any:
 def over_seeds(values: list[float], percent: bool = False) -> str:
     """Mean and 95 % interval of Student's t over the seeds: `97.1 ± 0.6 %`."""
     factor, unit = (100, " %") if percent else (1, "")
-    from scipy.stats import t as student  # noqa: PLC0415  (half a second that no other command needs to wait)
-
-    mean = factor * statistics.fmean(values)
+    mean, half = spread(values)
     if len(values) < 2:
-        return f"{mean:.3g}{unit} (one seed)"
-    half = factor * statistics.stdev(values) / math.sqrt(len(values)) * student.ppf(0.975, len(values) - 1)
-    return f"{mean:.3g} ± {half:.2g}{unit}"
+        return f"{factor * mean:.3g}{unit} (one seed)"
+    return f"{factor * mean:.3g} ± {factor * half:.2g}{unit}"
 
 
 @dataclass(frozen=True)
