@@ -8,7 +8,7 @@ import pytest
 import bessemer
 
 ORDER = [
-    "errors randomness arithmetic allocation records",
+    "errors randomness arithmetic allocation processes records",
     "threat data layers",
     "models attacks",
     "adapters",

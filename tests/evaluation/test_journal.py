@@ -7,7 +7,8 @@ from torch import nn
 from bessemer.attacks import PGD, Attack
 from bessemer.data import load
 from bessemer.errors import FileError, RunInUseError, UsageError
-from bessemer.evaluation import Suite, evaluate, memory, processes
+from bessemer import processes
+from bessemer.evaluation import Suite, evaluate, memory
 from bessemer.evaluation.journal import Journal
 from bessemer.threat import Linf
 

@@ -7,32 +7,26 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-from torch import distributed, nn
+from torch import nn
 
 from bessemer import data as sources
-from bessemer import evaluation, training
+from bessemer import evaluation, processes, training
 from bessemer.cli.options import DataDir, Device, Interrupted
 from bessemer.cli.progress import evaluation_bar, progress
 from bessemer.data import Dataset
 from bessemer.errors import BessemerError, ThreatError, UsageError
-from bessemer.evaluation import processes
 from bessemer.models.foreign import from_spec
 from bessemer.records import Evaluation, file_name
 from bessemer.threat import Threat, parse
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-_TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # what it tells its processes
 
 
 class BelowError(BessemerError):
@@ -101,12 +95,12 @@ def evaluate(
     seconds = None if budget is None else _seconds(budget)
     wanted = None if threat is None else _threat(threat)
     _require_places(json, csv, save_adversarial)
-    with _several_processes(device):
+    with processes.under_torchrun(device) as own_device:
         alone = processes.place()[0] == 0
         if ":" in model and not Path(model).exists():
             if data is None:
                 raise UsageError("--data is missing: which images? A data set of `bessemer data list`, or a folder")
-            network: Any = from_spec(model, weights, device)
+            network: Any = from_spec(model, weights, own_device)
             name = model if weights is None else f"{model} {weights}"  # other weights are another model
             folder = out or Path("runs") / re.sub(r"[^\w.-]+", "-", name)
             chosen, ball = suite or "quick", wanted
@@ -114,7 +108,7 @@ def evaluate(
         else:
             if weights is not None:
                 raise UsageError(f"--weights goes with module:function; {model} is a run, which has its own weights")
-            network = training.load(model, device)
+            network = training.load(model, own_device)
             folder = out or Path(model)
             if network.iteration < network.recipe.training.iterations and alone:
                 stands = f"{model} has come to iteration {network.iteration} of {network.recipe.training.iterations}"
@@ -244,23 +238,6 @@ def _data(name: str, size: int | None, data_dir: Path | None) -> Dataset:
     if size is not None:
         settings["size"] = size
     return sources.load(source, data_dir, **settings)
-
-
-@contextmanager
-def _several_processes(device: str) -> Iterator[None]:
-    """Under `torchrun`, the group of all processes; only the first of them speaks."""
-    if not os.environ.keys() >= _TORCHRUN or distributed.is_initialized():
-        yield
-        return
-    on_gpu = device.startswith("cuda") and torch.cuda.is_available()
-    if on_gpu:
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # a batch of a large model may take an hour, and who is through waits for the others; torchrun ends all if one fails
-    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
 
 
 def _require_places(json: Path | None, csv: Path | None, save_adversarial: Path | None) -> None:

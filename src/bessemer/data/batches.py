@@ -7,7 +7,7 @@ with the very same batches, and processes that share a stream need exchange noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -23,16 +23,29 @@ from bessemer.errors import UsageError
 class Batch:
     """What a training method gets: float images in [0, 1], labels, and what random draws are keyed by.
 
-    index: each image's place in its data set. seed: from the run's seed and the step.
+    index: each image's place in its data set. seed: from the run's seed and the step. iteration: how many batches came
+    before. adversarial: what an attack made of the images; None where none has.
     """
 
     images: Float[Tensor, "n c h w"]
     labels: Int[Tensor, " n"]
     index: Int[Tensor, " n"]
     seed: int
+    iteration: int = 0
+    adversarial: Float[Tensor, "n c h w"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def part(self, number: int, parts: int) -> Batch:
+        """Every `parts`-th image from `number` on: what is first in the batch is first in each of its parts."""
+        if parts == 1:
+            return self
+        rows = slice(number, None, parts)
+        adversarial = None if self.adversarial is None else self.adversarial[rows]
+        return replace(
+            self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], adversarial=adversarial
+        )
 
 
 @dataclass(frozen=True)
@@ -76,16 +89,29 @@ class Augmentation:
 class Batches:
     """Batches of `size` images without end; an epoch that does not divide evenly runs on into the next.
 
-    shuffle: a new order every epoch; without it the images come in file order, as Caffe reads them.
-    `position` counts the images read so far: it is the whole state.
+    shuffle: a new order every epoch; without it the images come in file order, as Caffe reads them. place: this
+    process's number and how many share each batch; it takes every so many-th image of it.
+    `position` counts the images read so far, by all processes: it is the whole state.
+    Raises `UsageError` for a size that does not fit the split or cannot be shared out evenly.
     """
 
     def __init__(
-        self, split: Split, size: int, seed: int = 0, shuffle: bool = True, augmentation: Augmentation | None = None
+        self,
+        split: Split,
+        size: int,
+        seed: int = 0,
+        shuffle: bool = True,
+        augmentation: Augmentation | None = None,
+        place: tuple[int, int] = (0, 1),
     ) -> None:
         if not 1 <= size <= len(split):
             raise UsageError(f"batch_size: {size} does not fit a training set of {len(split)} images")
-        self.split, self.size, self.seed, self.shuffle = split, size, seed, shuffle
+        if size % place[1]:
+            raise UsageError(
+                f"batch_size: {size} images cannot be shared out evenly among {place[1]} processes; "
+                f"take {size // place[1] * place[1] or place[1]}"
+            )
+        self.split, self.size, self.seed, self.shuffle, self.place = split, size, seed, shuffle, place
         self.augmentation = augmentation or Augmentation()
         self.position = 0
         self._order: tuple[int, Tensor] = (-1, torch.empty(0))
@@ -96,10 +122,11 @@ class Batches:
         index = self._epoch(epoch)[offset : offset + self.size]
         if len(index) < self.size:
             index = torch.cat([index, self._epoch(epoch + 1)[: self.size - len(index)]])
-        seed = randomness.subseed(self.seed, 1, self.position)
+        index = index[self.place[0] :: self.place[1]]
+        seed, iteration = randomness.subseed(self.seed, 1, self.position), self.position // self.size
         self.position += self.size
         images, labels = self.split.at(index)
-        return Batch(self.augmentation(images, seed, index), labels, index, seed)
+        return Batch(self.augmentation(images, seed, index), labels, index, seed, iteration)
 
     def _epoch(self, epoch: int) -> Tensor:
         """The order of one epoch; the newest is kept."""

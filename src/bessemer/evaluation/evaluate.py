@@ -20,12 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from bessemer import processes
 from bessemer.arithmetic import exact, flushed
 from bessemer.attacks import EightBit
 from bessemer.attacks.attack import Model
 from bessemer.data import Dataset
 from bessemer.errors import FileError, ModelError, UsageError
-from bessemer.evaluation import checklist, masking, memory, processes, sanity, stream, suites
+from bessemer.evaluation import checklist, masking, memory, sanity, stream, suites
 from bessemer.evaluation.adversarial import clear, save_images
 from bessemer.evaluation.cost import CURVE_IMAGES, estimate
 from bessemer.evaluation.fast import cheaper

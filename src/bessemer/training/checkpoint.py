@@ -20,6 +20,7 @@ from torch.nn.utils import parametrize
 
 from bessemer.errors import FileError
 from bessemer.records import write_whole
+from bessemer.training.methods.installed import PREFIX
 from bessemer.training.optimizers import SGD
 
 FOLDER = "checkpoints"
@@ -35,7 +36,7 @@ class Checkpoint:
 
     iteration: updates made. position: training images read. metrics: bytes of `metrics.jsonl` written. model: the name
     of the recipe's model. weights: the model's state, as if nothing were installed in it. optimizer: its `state_dict`.
-    random: torch's states, by device. installed: the state of what a training method made weights from, such as the
+    random: torch's states, by device. installed: the state of what a training method installed, such as the
     factors of a low-rank update. origin: the run that this one started from, and how far that had come.
     """
 
@@ -155,7 +156,7 @@ class Checkpoint:
 def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """A model's state as if nothing were installed in it, and the state of what weights are made from."""
     state = model.state_dict()
-    installed = {name: tensor for name, tensor in state.items() if _PARAMETRIZATIONS in name}
+    installed = {name: tensor for name, tensor in state.items() if _PARAMETRIZATIONS in name or name.startswith(PREFIX)}
     weights = {name: tensor for name, tensor in state.items() if name not in installed}
     for name, module in model.named_modules():
         if parametrize.is_parametrized(module):

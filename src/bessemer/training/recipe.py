@@ -11,7 +11,7 @@ import inspect
 import json
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
@@ -238,7 +238,8 @@ def _arguments(
     signature = {
         name: parameter for name, parameter in inspect.signature(called).parameters.items() if name not in leave_out
     }
-    hints = get_type_hints(called.__init__ if inspect.isclass(called) else called)
+    # a dataclass may inherit fields whose types its own file does not know
+    hints = get_type_hints(called.__init__ if inspect.isclass(called) and not is_dataclass(called) else called)
     for key in table:
         if key not in signature:
             if not signature:

@@ -3,7 +3,7 @@
 from bessemer.training.methods.adversarial import Adversarial
 from bessemer.training.methods.bang import Bang
 from bessemer.training.methods.low_rank import LowRank
-from bessemer.training.methods.method import Method, classification_loss
+from bessemer.training.methods.method import Method
 from bessemer.training.methods.only_layers import OnlyLayers
 from bessemer.training.methods.plain import Plain
 
@@ -15,4 +15,4 @@ METHODS: dict[str, type[Method]] = {
     "only-layers": OnlyLayers,
 }
 
-__all__ = ["METHODS", "Adversarial", "Bang", "LowRank", "Method", "OnlyLayers", "Plain", "classification_loss"]
+__all__ = ["METHODS", "Adversarial", "Bang", "LowRank", "Method", "OnlyLayers", "Plain"]

@@ -7,36 +7,45 @@ clean ones in one batch, the loss being the mean over all (1 + clean_share) · N
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from bessemer.attacks import Attack
 from bessemer.data import Batch
 from bessemer.errors import UsageError
-from bessemer.training.methods.method import Method, classification_loss
+from bessemer.training.methods.attacking import Attacking
+from bessemer.training.methods.method import Method
+from bessemer.training.methods.plain import Plain
 
 
 @dataclass(frozen=True)
-class Adversarial(Method):
+class Adversarial(Attacking):
     """Train on adversarial images, and on a share of the clean ones.
 
-    The attack sees the network in evaluation mode (running statistics, no dropout), the training pass sees it in
-    training mode. clean_share: 0 (Madry) … 1 (as many clean images as adversarial ones); the first of the batch count.
+    clean_share: 0 (Madry) … 1 (as many clean images as adversarial ones); the first of the batch count. inside: the
+    method whose loss is taken on these images. The rest as for every attacking method (`Attacking`).
     """
 
-    attack: Attack
     clean_share: float = 0.0
+    inside: Method = Plain()
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0 <= self.clean_share <= 1:
             raise UsageError(f"clean_share should lie between 0 and 1, found {self.clean_share}")
 
+    def prepare(self, model: nn.Module, until_done: ExitStack) -> nn.Module:
+        """As the method inside."""
+        return self.inside.prepare(model, until_done)
+
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The mean cross-entropy over the adversarial images and the clean share."""
-        images = self.attack(model, batch.images, batch.labels, seed=batch.seed, index=batch.index)
-        labels = batch.labels
+        """The loss on the adversarial images and the clean share."""
+        images = self.attacked(model, batch).adversarial
+        assert images is not None
+        labels, index = batch.labels, batch.index
         if clean := round(self.clean_share * len(batch)):
-            images, labels = torch.cat([images, batch.images[:clean]]), torch.cat([labels, labels[:clean]])
-        return classification_loss(model, images, labels)
+            images = torch.cat([images, batch.images[:clean]])
+            labels, index = torch.cat([labels, labels[:clean]]), torch.cat([index, index[:clean]])
+        return self.inside.loss(model, replace(batch, images=images, labels=labels, index=index, adversarial=None))

@@ -10,17 +10,16 @@ import math
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from bessemer.data import Batch
 from bessemer.errors import UsageError
 from bessemer.layers import balance
-from bessemer.training.methods.method import Method
+from bessemer.training.methods.method import Around, Method
 from bessemer.training.methods.plain import Plain
 
 
 @dataclass(frozen=True)
-class Bang(Method):
+class Bang(Around):
     """Any training method, with the gradients of every linear and convolution layer balanced.
 
     beta, epsilon: one number, or a table from layer-name patterns to numbers (`balance`). misclassified: the factor on
@@ -56,7 +55,3 @@ class Bang(Method):
         )
         until_done.enter_context(handle)
         return model
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of the method inside; only its gradients differ."""
-        return self.inside.loss(model, batch)

@@ -22,17 +22,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from bessemer.data import Batch
 from bessemer.errors import UsageError
 from bessemer.layers.balance import LINEAR_LAYERS
 from bessemer.randomness import normal
 from bessemer.training.methods.freezing import freeze, freeze_parameter
-from bessemer.training.methods.method import Method
+from bessemer.training.methods.method import Around, Method
 from bessemer.training.methods.plain import Plain
 
 
 @dataclass(frozen=True)
-class LowRank(Method):
+class LowRank(Around):
     """Any training method, on a low-rank update of each linear and convolution layer's weight.
 
     rank: of the update; a layer with fewer rows or columns gets as much as it can hold, which is any update at all.
@@ -72,10 +71,6 @@ class LowRank(Method):
             parametrize.register_parametrization(layers[name], "weight", _Update(weight, rank, place))
             until_done.callback(parametrize.remove_parametrizations, layers[name], "weight")
         return model
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of the method inside."""
-        return self.inside.loss(model, batch)
 
 
 class _Update(nn.Module):

@@ -9,17 +9,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
-from torch import Tensor, nn
+from torch import nn
 
-from bessemer.data import Batch
 from bessemer.errors import UsageError
 from bessemer.training.methods.freezing import freeze
-from bessemer.training.methods.method import Method
+from bessemer.training.methods.method import Around, Method
 from bessemer.training.methods.plain import Plain
 
 
 @dataclass(frozen=True)
-class OnlyLayers(Method):
+class OnlyLayers(Around):
     """Any training method, with every layer frozen whose name does not match.
 
     match: a shell pattern over the names of layers, or of what they are part of: `conv1`, `stages.2`, `stages.*.conv2`.
@@ -45,7 +44,3 @@ class OnlyLayers(Method):
     def _matches(self, name: str) -> bool:
         parts = name.split(".")
         return any(fnmatchcase(".".join(parts[: end + 1]), self.match) for end in range(len(parts)))
-
-    def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss of the method inside."""
-        return self.inside.loss(model, batch)
