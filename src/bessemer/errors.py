@@ -54,6 +54,14 @@ class DivergedError(BessemerError, ArithmeticError):
     """A training whose loss is no longer a number."""
 
 
+class OverfittedError(BessemerError, RuntimeError):
+    """A training that has learned to withstand its own attack, and no other."""
+
+
+class OutOfMemoryError(BessemerError, MemoryError):
+    """A batch that does not fit into memory."""
+
+
 class BalanceError(BessemerError, ValueError):
     """A model or layer whose gradients cannot be balanced."""
 

@@ -47,7 +47,7 @@ def undisturbed(tmp_path_factory):
 def test_a_run_leaves_a_complete_folder(undisturbed):
     assert {path.name for path in undisturbed.iterdir()} >= {"recipe.toml", "metrics.jsonl", "checkpoints"}
     assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == [
-        "initial.safetensors", "step-00000040.safetensors", "step-00000060.safetensors",
+        "best.safetensors", "initial.safetensors", "step-00000040.safetensors", "step-00000060.safetensors",
     ]  # fmt: skip
     lines = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
     assert [line["iteration"] for line in lines if "loss" in line] == [10, 20, 30, 40, 50, 60]

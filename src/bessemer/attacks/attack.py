@@ -90,6 +90,7 @@ class Oracle:
 
         goal: another one than the attack was called with, of these very images. The loss is summed over the images: a
         mean over 1,000 of them underflows earlier. A pixel whose slope is NaN has slope 0: nothing is known of it.
+        Under float16 autocast the loss is scaled on the way back, and the gradient set right again.
         """
         self._count(self.forwards, rows)
         self._count(self.backwards, rows)
@@ -97,9 +98,13 @@ class Oracle:
         x = images.detach().requires_grad_()
         logits = self._ask(x, rows)
         values = loss(wanted, logits)
-        gradient = torch.autograd.grad(values.sum(), x, allow_unused=True)[0] if values.requires_grad else None
+        scale = _scale(x)
+        total = values.sum() if scale == 1 else values.sum() * scale
+        gradient = torch.autograd.grad(total, x, allow_unused=True)[0] if values.requires_grad else None
         if gradient is None:
             raise _no_gradient()
+        if scale != 1:
+            gradient = gradient / scale
         self._note_gradient(gradient, x.detach(), wanted, loss, rows)
         return _numbers(gradient), logits.detach(), values.detach()
 
@@ -231,6 +236,13 @@ def _no_gradient() -> ModelError:
         "the model's logits have no gradient at its images (a detach, a NumPy or an integer step inside?); "
         "attack it without gradients, or through a differentiable stand-in"
     )
+
+
+def _scale(images: Tensor) -> float:
+    """What a loss is multiplied by before its backward pass: in float16 everything below 6e-8 would be zero."""
+    device = images.device.type
+    half = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device) == torch.float16
+    return 1024.0 if half else 1.0
 
 
 def _numbers(gradient: Tensor) -> Tensor:

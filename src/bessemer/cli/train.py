@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from torch import nn
 
-from bessemer import training
+from bessemer import processes, training
 from bessemer.cli.options import DataDir, Device, Interrupted
 from bessemer.cli.progress import progress, training_bar
 from bessemer.cli.signals import caught_signals
@@ -43,13 +43,16 @@ def train(
     A run's recipe.toml shows every setting there is; copy it to write your own.
 
     Ctrl-C (or a kill) loses nothing: [bold]--resume[/bold] goes on, and ends in the same
-    weights, bit for bit.
+    weights, bit for bit. Under torchrun, processes share every batch.
     """
     chosen = Recipe.named(recipe, set_ or [])
     if chosen.evaluation.suite not in SUITES:  # what no recipe can know: training does not know evaluation
         raise unknown("evaluation.suite", chosen.evaluation.suite, SUITES)
     folder = out or Path("runs") / chosen.name
-    _, interrupted = trained(chosen, folder, resume=resume, device=device, data_dir=data_dir)
+    with processes.under_torchrun(device) as own_device:
+        _, interrupted = trained(chosen, folder, resume=resume, device=own_device, data_dir=data_dir)
+        if processes.place()[0]:
+            return
     if interrupted:
         again = ["bessemer", "train", recipe, *(f"--set={change}" for change in set_ or []), "--out", str(folder)]
         again += ["--device", device] if device != "cpu" else []
@@ -66,7 +69,8 @@ def trained(
     whether Ctrl-C (or SIGTERM) ended it early."""
     moved, stalled = movement_of(folder, recipe), stalling_of(recipe, data_dir)
     with caught_signals() as caught, progress() as bars:
-        show = training_bar(bars, recipe.name)
+        alone = processes.place()[0] == 0  # of several processes only the first shows how far it is
+        show = training_bar(bars, recipe.name) if alone else lambda moment: None
         last = Moment(0, 0, 0, 0)
 
         def watch(moment: Moment) -> None:

@@ -10,13 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bessemer.data import cifar10, digits, download, folder, mnist, places
+from bessemer.data import cifar10, digits, download, folder, image_folder, mnist, places
 from bessemer.data.about import About
 from bessemer.data.batches import Augmentation, Batch, Batches
 from bessemer.data.dataset import Dataset, Split, as_floats, from_pair
+from bessemer.data.lazy import LazySplit
 from bessemer.errors import DataError, UsageError, unknown
 
-_SOURCES = (digits, mnist, cifar10, folder)
+_SOURCES = (digits, mnist, cifar10, folder, image_folder)
 
 SOURCES: dict[str, Callable[..., Dataset]] = {source.ABOUT.name: source.load for source in _SOURCES}
 ABOUT: dict[str, About] = {source.ABOUT.name: source.ABOUT for source in _SOURCES}
@@ -29,6 +30,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Dataset",
+    "LazySplit",
     "Split",
     "as_floats",
     "check",

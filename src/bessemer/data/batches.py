@@ -7,7 +7,9 @@ with the very same batches, and processes that share a stream need exchange noth
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import count, tee
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from bessemer import randomness
+from bessemer.data import colours
 from bessemer.data.dataset import Split
 from bessemer.errors import UsageError
 
@@ -53,16 +56,24 @@ class Augmentation:
     """Batched changes to training images: each image draws its own.
 
     crop: shift by up to so many pixels each way, zeros coming in. flip: mirror half of the images left to right.
-    noise: standard deviation of Gaussian noise in [0, 1] units; pixels are clipped to [0, 1].
+    jitter: brightness, contrast and saturation each change by a factor of up to 1 ± so much. lighting: standard
+    deviation of the light added along ImageNet's principal colours (`colours` has the formulas). noise: standard
+    deviation of Gaussian noise in [0, 1] units. Pixels are clipped to [0, 1].
     """
 
     crop: int = 0
     flip: bool = False
     noise: float = 0.0
+    jitter: float = 0.0
+    lighting: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop < 0 or self.noise < 0:
             raise UsageError(f"crop and noise cannot be negative, found {self.crop} and {self.noise}")
+        if not 0 <= self.jitter <= 1 or self.lighting < 0:
+            raise UsageError(
+                f"jitter should lie in 0 … 1 and lighting cannot be negative, found {self.jitter} and {self.lighting}"
+            )
 
     def __call__(self, images: Tensor, seed: int, index: Tensor) -> Tensor:
         """The changed images."""
@@ -80,6 +91,8 @@ class Augmentation:
             one = torch.arange(n, device=images.device)[:, None, None, None]
             channel = torch.arange(channels, device=images.device)[:, None, None]
             images = pad(images, [self.crop] * 4)[one, channel, down[:, None, :, None], right[:, None, None, :]]
+        if self.jitter or self.lighting:
+            images = colours.changed(images, self.jitter, self.lighting, seed, index)
         if self.noise:
             noise = randomness.normal(tuple(images.shape[1:]), seed, index, stream=4)
             images = (images + self.noise * noise).clamp(0, 1)
@@ -111,31 +124,55 @@ class Batches:
                 f"batch_size: {size} images cannot be shared out evenly among {place[1]} processes; "
                 f"take {size // place[1] * place[1] or place[1]}"
             )
-        self.split, self.size, self.seed, self.shuffle, self.place = split, size, seed, shuffle, place
+        self.split, self.size = split, size
         self.augmentation = augmentation or Augmentation()
         self.position = 0
-        self._order: tuple[int, Tensor] = (-1, torch.empty(0))
+        self._order = _Order(len(split), size, seed, shuffle, place, split.labels.device)
+        self._coming: Iterator[tuple[tuple[Tensor, int], Tensor]] | None = None
+        self._reached = -1  # the position that `_coming` goes on from
 
     def next(self) -> Batch:
         """The batch at `position`, which then moves on."""
-        epoch, offset = divmod(self.position, len(self.split))
-        index = self._epoch(epoch)[offset : offset + self.size]
-        if len(index) < self.size:
-            index = torch.cat([index, self._epoch(epoch + 1)[: self.size - len(index)]])
-        index = index[self.place[0] :: self.place[1]]
-        seed, iteration = randomness.subseed(self.seed, 1, self.position), self.position // self.size
-        self.position += self.size
-        images, labels = self.split.at(index)
+        if self._coming is None or self._reached != self.position:
+            asked, own = tee(self._order.asked(self.position))
+            self._coming = zip(own, self.split.read(asked), strict=True)
+        self._reached = -1  # what fails is asked for anew
+        (index, seed), images = next(self._coming)
+        labels, index = self.split.labels[index].to(images.device), index.to(images.device)
+        iteration = self.position // self.size
+        self.position = self._reached = self.position + self.size
         return Batch(self.augmentation(images, seed, index), labels, index, seed, iteration)
+
+
+class _Order:
+    """Which images the batches hold, as a function of the position.
+
+    It does not know the stream: what reads ahead holds this, and must end, workers and all, when the stream is dropped.
+    """
+
+    def __init__(
+        self, length: int, size: int, seed: int, shuffle: bool, place: tuple[int, int], device: torch.device
+    ) -> None:
+        self.length, self.size, self.seed, self.shuffle = length, size, seed, shuffle
+        self.place, self.device = place, device
+        self._newest: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def asked(self, position: int) -> Iterator[tuple[Tensor, int]]:
+        """The images of the batches from a position on, and their seeds."""
+        for start in count(position, self.size):
+            epoch, offset = divmod(start, self.length)
+            index = self._epoch(epoch)[offset : offset + self.size]
+            if len(index) < self.size:
+                index = torch.cat([index, self._epoch(epoch + 1)[: self.size - len(index)]])
+            yield index[self.place[0] :: self.place[1]], randomness.subseed(self.seed, 1, start)
 
     def _epoch(self, epoch: int) -> Tensor:
         """The order of one epoch; the newest is kept."""
-        if self._order[0] != epoch:
-            device = self.split.labels.device
+        if self._newest[0] != epoch:
             if self.shuffle:
                 generator = torch.Generator().manual_seed(randomness.subseed(self.seed, 0, epoch))
-                order = torch.randperm(len(self.split), generator=generator).to(device)
+                order = torch.randperm(self.length, generator=generator).to(self.device)
             else:
-                order = torch.arange(len(self.split), device=device)
-            self._order = (epoch, order)
-        return self._order[1]
+                order = torch.arange(self.length, device=self.device)
+            self._newest = (epoch, order)
+        return self._newest[1]

@@ -6,6 +6,7 @@ Pixels are kept as they came, in uint8, on the device; a batch is a gather and o
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -44,9 +45,24 @@ class Split:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
     def at(self, index: Int[Tensor, " k"] | slice) -> tuple[Float[Tensor, "k c h w"], Int[Tensor, " k"]]:
         """The images at some places, as floats in [0, 1], and their labels."""
         return as_floats(self.images[index]), self.labels[index]
+
+    def read(self, asked: Iterable[tuple[Int[Tensor, " k"], int]]) -> Iterator[Float[Tensor, "k c h w"]]:
+        """The images of one batch after the other, as training reads them: each is asked for by places and a seed."""
+        for index, _ in asked:
+            yield as_floats(self.images[index])
+
+    def sample(self) -> UInt8[Tensor, "k c h w"] | Float[Tensor, "k c h w"]:
+        """Images that stand for all when statistics are learned of them; here all of them."""
+        return self.images
 
     def first(self, count: int | None) -> Split:
         """The first `count` images; all of them for None."""
@@ -78,8 +94,7 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
-        _, channels, height, width = self.train.images.shape
-        return channels, height, width
+        return self.train.image_shape
 
     def to(self, device: torch.device | str) -> Dataset:
         """The same data on a device."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,10 @@ from bessemer.training.optimizers import SGD
 
 FOLDER = "checkpoints"
 INITIAL = "initial.safetensors"
+BEST = "best.safetensors"
 _NO_DIGEST = b"0" * 64
 _PARAMETRIZATIONS = "parametrizations."  # under which torch keeps what a weight is made from
+_NO_OPTIMIZER: dict[str, Any] = {"state": {}, "param_groups": []}
 _KEPT = 2  # the newest, and the one before it should the newest be damaged
 
 
@@ -37,7 +39,8 @@ class Checkpoint:
     iteration: updates made. position: training images read. metrics: bytes of `metrics.jsonl` written. model: the name
     of the recipe's model. weights: the model's state, as if nothing were installed in it. optimizer: its `state_dict`.
     random: torch's states, by device. installed: the state of what a training method installed, such as the
-    factors of a low-rank update. origin: the run that this one started from, and how far that had come.
+    factors of a low-rank update. origin: the run that this one started from, and how far that had come. average: the
+    moving average of the weights, where there is one. scaler: the state of the loss scale in float16.
     """
 
     iteration: int
@@ -49,6 +52,8 @@ class Checkpoint:
     random: dict[str, Tensor]
     installed: dict[str, Tensor] = field(default_factory=dict)
     origin: dict[str, Any] = field(default_factory=dict)
+    average: dict[str, Tensor] = field(default_factory=dict)
+    scaler: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def take(
@@ -60,6 +65,8 @@ class Checkpoint:
         position: int,
         metrics: int,
         origin: dict[str, Any],
+        average: dict[str, Tensor] | None = None,
+        scaler: dict[str, Any] | None = None,
     ) -> Checkpoint:
         """The present moment. Tensors are those in use, not copies: write it before going on."""
         random = {"cpu": torch.get_rng_state()}
@@ -67,7 +74,10 @@ class Checkpoint:
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
         weights, installed = _state(model)
-        return cls(iteration, position, metrics, name, weights, optimizer.state_dict(), random, installed, origin)
+        state = optimizer.state_dict()
+        return cls(
+            iteration, position, metrics, name, weights, state, random, installed, origin, average or {}, scaler or {}
+        )
 
     def restore(self, model: nn.Module, optimizer: SGD) -> None:
         """Put a model that the method has prepared, the optimiser and torch's random state back to this moment."""
@@ -80,9 +90,18 @@ class Checkpoint:
         if device.type == "cuda" and "cuda" in self.random:
             torch.cuda.set_rng_state(self.random["cuda"], device)
 
+    @property
+    def kept(self) -> dict[str, Tensor]:
+        """The weights that a run stands for: their average, where there is one."""
+        return self.average or self.weights
+
     def restore_weights(self, model: nn.Module) -> None:
-        """Put the weights into a model. Raises `FileError` where they are another model's."""
-        self._load(model, self.weights)
+        """Put what the run stands for into a model. Raises `FileError` where the weights are another model's."""
+        self._load(model, self.kept)
+
+    def without_course(self) -> Checkpoint:
+        """The same network, without what only going on would need."""
+        return replace(self, weights=self.kept, average={}, installed={}, random={}, optimizer=_NO_OPTIMIZER)
 
     def _load(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         try:
@@ -96,11 +115,13 @@ class Checkpoint:
     def write(self, folder: Path, name: str = "", keep_every: int = 0) -> Path:
         """Write it into a run's folder and drop the oldest; returns the path. Raises `FileError`.
 
-        name: of the file, where it is not to be the iteration's. keep_every: those of every so many iterations are
+        name: of the file, where it is not to be the iteration's; nothing is dropped for it then. keep_every: those of every so many iterations are
         never dropped; 0 for none.
         """
         path = folder / FOLDER / (name or (step_name(self.iteration) if self.iteration else INITIAL))
         write_whole(path, self._bytes())
+        if name:
+            return path
         stay = {step_name(done) for done in range(keep_every, self.iteration, keep_every)} if keep_every else set()
         for old in steps(folder)[:-_KEPT]:
             if old.name not in stay:
@@ -111,6 +132,7 @@ class Checkpoint:
         tensors = {f"weights/{name}": tensor for name, tensor in self.weights.items()}
         tensors |= {f"random/{name}": tensor for name, tensor in self.random.items()}
         tensors |= {f"installed/{name}": tensor for name, tensor in self.installed.items()}
+        tensors |= {f"average/{name}": tensor for name, tensor in self.average.items()}
         for number, state in self.optimizer["state"].items():
             tensors |= {f"optimizer/{number}/{name}": tensor for name, tensor in state.items()}
         facts = {
@@ -120,6 +142,7 @@ class Checkpoint:
             "model": self.model,
             "groups": self.optimizer["param_groups"],
             "origin": self.origin,
+            "scaler": self.scaler,
         }
         metadata = {"bessemer": json.dumps(facts), "sha256": _NO_DIGEST.decode()}
         content = save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, metadata)
@@ -135,7 +158,8 @@ class Checkpoint:
         except OSError as problem:
             raise FileError(f"{path} cannot be read: {problem.strerror}") from problem
         facts = _facts(path, content)
-        parts: dict[str, dict[str, Tensor]] = {"weights": {}, "random": {}, "installed": {}, "optimizer": {}}
+        kinds = ("weights", "random", "installed", "average", "optimizer")
+        parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
         for name, tensor in load(content).items():
             part, _, rest = name.partition("/")
             parts[part][rest] = tensor
@@ -150,7 +174,14 @@ class Checkpoint:
             random=parts["random"],
             installed=parts["installed"],
             origin=facts.get("origin", {}),
+            average=parts["average"],
+            scaler=facts.get("scaler", {}),
         )
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """A model's state, as if nothing were installed in it."""
+    return _state(model)[0]
 
 
 def _state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

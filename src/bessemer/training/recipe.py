@@ -24,20 +24,30 @@ from bessemer.data import SOURCES, Augmentation
 from bessemer.errors import BessemerError, UsageError, unknown
 from bessemer.models import MODELS
 from bessemer.threat import Threat, parse, read_number
-from bessemer.training.methods import METHODS, Method
+from bessemer.training.methods import METHODS, Bang, Method, WeightPerturbation
+from bessemer.training.norms import NORMS, Norm
 from bessemer.training.optimizers import Factor
 from bessemer.training.schedules import SCHEDULES, Schedule
+from bessemer.training.update import PRECISIONS
 
 Table = dict[str, Any]
+CHECKPOINTS = ("last", "best")
 
 
 @dataclass(frozen=True)
 class Training:
     """The `[training]` section.
 
-    channels_last: the memory layout; faster for convolutions on CPUs and GPUs alike. shuffle: off, images come in file
-    order, as Caffe reads them. The `every` are counted in iterations. keep_every: checkpoints that stay, for questions
-    about the course of training; 0: only the newest two, and that before the first step.
+    batch_size: over all processes. channels_last: the memory layout; faster for convolutions on CPUs and GPUs alike.
+    shuffle: off, images come in file order, as Caffe reads them. The `every` are counted in iterations. keep_every:
+    checkpoints that stay, for questions about the course of training; 0: only the newest two, and that before the first
+    step.
+
+    precision: of the passes: float32, bfloat16 or float16 (weights and updates stay in float32). accumulation: in how
+    many parts a process works through its share of the batch, where that does not fit into memory at once. compile:
+    with `torch.compile`. average: where not 0, the network that is validated and kept is the exponential moving average
+    of the weights with this decay (Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992).
+    synchronized_norm: batch norms take their statistics over all processes; else each over its own share.
     """
 
     batch_size: int
@@ -48,21 +58,58 @@ class Training:
     validate_every: int = 500
     checkpoint_every: int = 500
     keep_every: int = 0
+    precision: str = "float32"
+    accumulation: int = 1
+    compile: bool = False
+    average: float = 0.0
+    synchronized_norm: bool = True
 
     def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
+        if not 0 <= self.average < 1:
+            raise UsageError(f"average is the decay of a moving average, from 0 (off) to below 1, found {self.average}")
         if self.keep_every < 0:
             raise UsageError(f"keep_every should be at least 1, or 0 for none, found {self.keep_every}")
-        for name in ("batch_size", "iterations", "log_every", "validate_every", "checkpoint_every"):
+        for name in ("batch_size", "iterations", "log_every", "validate_every", "checkpoint_every", "accumulation"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} should be at least 1, found {getattr(self, name)}")
+        if self.batch_size % self.accumulation:
+            raise UsageError(
+                f"accumulation: {self.batch_size} images cannot be worked through in {self.accumulation} equal parts"
+            )
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The `[validation]` section: what picks the best checkpoint, besides the last one.
+
+    attack: what the validation images must withstand to count; without one, clean accuracy picks. samples: so many of
+    them, 0 for all.
+    """
+
+    attack: Attack | None = None
+    samples: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise UsageError(f"samples should be at least 1, or 0 for all, found {self.samples}")
 
 
 @dataclass(frozen=True)
 class Judging:
-    """The `[evaluation]` section: how `bessemer evaluate` judges the run unless told otherwise."""
+    """The `[evaluation]` section: how `bessemer evaluate` judges the run unless told otherwise.
+
+    checkpoint: the weights that are judged, `last` or `best` (by validation).
+    """
 
     suite: str = "quick"
     threat: Threat | None = None
+    checkpoint: str = "last"
+
+    def __post_init__(self) -> None:
+        if self.checkpoint not in CHECKPOINTS:
+            raise unknown("checkpoint", self.checkpoint, CHECKPOINTS)
 
 
 @dataclass(frozen=True)
@@ -80,6 +127,7 @@ _NAMED: dict[Any, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     Attack: ("attack", ATTACKS),
     Method: ("method", METHODS),
     Schedule: ("schedule", SCHEDULES),
+    Norm: ("norm", NORMS),
 }
 
 
@@ -99,14 +147,16 @@ class Recipe:
     optimizer: Optimizer
     schedule: Schedule
     augmentation: Augmentation
+    norm: Norm
     training: Training
+    validation: Validation
     evaluation: Judging
 
     @classmethod
     def from_tables(cls, tables: Mapping[str, Any], name: str) -> Recipe:
         """The recipe that nested tables describe."""
         sections = {"about", "seed", "init", "data", "model", "method", "optimizer", "schedule", "augmentation"}
-        sections |= {"training", "evaluation"}
+        sections |= {"norm", "training", "validation", "evaluation"}
         for key in tables:
             if key not in sections:
                 raise unknown(f"recipe {name}: section", key, sections)
@@ -128,10 +178,13 @@ class Recipe:
             ("optimizer", Optimizer, None),
             ("schedule", Schedule, {"name": "fixed"}),
             ("augmentation", Augmentation, {}),
+            ("norm", Norm, {"name": "batch"}),
             ("training", Training, None),
+            ("validation", Validation, {}),
             ("evaluation", Judging, {}),
         ):
             values[key], complete[key] = _value(kind, tables.get(key, default), key)
+        _require_whole_batches(values["method"], values["training"].accumulation)
         return cls(name, complete, complete["seed"], complete["init"], **values)
 
     @classmethod
@@ -189,6 +242,22 @@ def difference(before: Any, now: Any, where: str = "") -> str:
                 return found
         return ""
     return "" if before == now else f"{where} was {before!r} and is now {now!r}"
+
+
+def _require_whole_batches(method: Method, parts: int) -> None:
+    """Refuse accumulation where a method needs the gradient of the whole batch: it would see each part by itself."""
+    if parts > 1 and isinstance(method, WeightPerturbation):
+        raise UsageError(
+            f"training.accumulation: weights are perturbed along the gradient of the whole batch, and of {parts} parts "
+            "each would perturb them its own way; take accumulation = 1, a smaller batch_size, or more processes"
+        )
+    if parts > 1 and isinstance(method, Bang):
+        raise UsageError(
+            f"training.accumulation: BANG balances each sample against the largest of its batch, and of {parts} parts "
+            "it would only ever see one; take accumulation = 1, a smaller batch_size, or more processes"
+        )
+    if isinstance(inside := getattr(method, "inside", None), Method):
+        _require_whole_batches(inside, parts)
 
 
 def _change(tables: Table, change: str) -> None:
@@ -273,7 +342,7 @@ def _value(hint: Any, value: Any, where: str) -> tuple[Any, Any]:
             raise UsageError(f"{where} should be text such as 'Linf:8/255', found {value!r}")
         threat = _explained(where, parse, value)
         return threat, str(threat)
-    if kind in (Optimizer, Augmentation, Training, Judging):
+    if kind in (Optimizer, Augmentation, Training, Validation, Judging):
         return _made(kind, _table(value, where), where)
     if kind is Factor:
         if not isinstance(value, list | tuple):

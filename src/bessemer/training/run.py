@@ -2,21 +2,25 @@
 
     runs/NAME/recipe.toml       the complete recipe
               metrics.jsonl     a line per logged moment
-              checkpoints/      initial.safetensors, step-00000500.safetensors, …; random.safetensors (see `chain`)
+              checkpoints/      initial.safetensors, step-00000500.safetensors, …; best.safetensors, the weights that
+                                did best on validation images; random.safetensors (see `chain`)
               records/          what evaluations found
 
 A run that was killed, at any moment, and resumed on the same hardware with as many threads ends in the same weights,
-bit for bit, as one that was not.
+bit for bit, as one that was not. Under `torchrun` processes share every batch; a run may go on with another number of
+them, and ends in the same weights up to rounding. The folder must then be one that all machines see.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,26 +30,34 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from bessemer import data, models
+from bessemer import data, layers, models, processes
 from bessemer.arithmetic import flushed
+from bessemer.attacks import Attack
 from bessemer.data import Batches, Dataset, Split
-from bessemer.errors import DivergedError, FileError, RunInUseError, UsageError
+from bessemer.errors import DataError, DivergedError, FileError, OutOfMemoryError, RunInUseError, UsageError, unknown
+from bessemer.layers.mixture_norm import in_force, routes_in_force
 from bessemer.randomness import subseed
 from bessemer.records import provenance, read_metrics, write_record, write_whole
 from bessemer.training import chain, trainer
-from bessemer.training.checkpoint import Checkpoint, newest, steps
+from bessemer.training.average import Average
+from bessemer.training.checkpoint import BEST, FOLDER, Checkpoint, newest, steps
 from bessemer.training.optimizers import SGD, parameter_groups
-from bessemer.training.recipe import Recipe, difference, read_tables
+from bessemer.training.recipe import CHECKPOINTS, Recipe, difference, read_tables
+from bessemer.training.update import Update
 
 
 @dataclass(frozen=True)
 class Moment:
-    """Where a run stands: iterations made of how many, mean loss since the last line, accuracy on validation images."""
+    """Where a run stands: iterations made of how many, mean loss since the last line, accuracy on validation images.
+
+    robust: the share of validation images that withstood the recipe's attack; NaN where it has none.
+    """
 
     iteration: int
     iterations: int
     loss: float
     accuracy: float
+    robust: float = math.nan
 
 
 @flushed()
@@ -60,49 +72,75 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     note: Callable[[nn.Module], dict[str, float]] = lambda model: {},
 ) -> nn.Module:
-    """Train a recipe into a run folder; returns the trained model, in evaluation mode, as `load` would.
+    """Train a recipe into a run folder; returns the trained model, as `load` does.
 
     resume: go on from the newest checkpoint (or begin, where there is none). watch: called after every update. stop:
-    asked after every update; where it says yes, a checkpoint is written and training ends early. note: what else to log
-    of the model, as the method prepared it, before the first update and at every validation; it must leave the model as
-    it is.
-    Raises `UsageError` where the folder holds another run, `RunInUseError` where another process writes to it, and
-    `FileError` where something cannot be written or read; what was written before stays.
+    asked after every update, or now and then where several processes must agree; where it says yes, a checkpoint is
+    written and training ends early. note: what else to log of the model, as the method prepared it, before the first
+    update and at every validation; it must leave the model as it is.
+    Under `torch.distributed`, every process calls it, and the first one writes.
+    Raises `UsageError` where the folder holds another run, `RunInUseError` where another process writes to it,
+    `DivergedError` where the loss is no number, `OutOfMemoryError`, and `FileError` where something cannot be written
+    or read; what was written before stays.
     """
     folder = Path(folder)
     require_device(device)
-    with sole_writer(folder):
-        require_same_run(recipe, folder, resume)
+    with ExitStack() as until_done:
+        processes.agreed(lambda: until_done.enter_context(_written_to(recipe, folder, resume)))
         dataset = data.load(recipe.data[0], data_dir, **recipe.data[1]).to(device)
         torch.manual_seed(subseed(recipe.seed, 1))
         model = untrained(recipe, dataset)
-        resume = resume and bool(steps(folder))
+        resume = processes.agreed(lambda: resume and bool(steps(folder)))
         origin = {}
         if recipe.init and not resume:
             start = chain.begin(model, recipe)
             origin = {"run": str(Path(recipe.init).resolve()), "iteration": start.iteration}
         model.to(device)
-        with ExitStack() as until_done:
-            prepared = recipe.method.prepare(model, until_done)
-            course = _Course(recipe, folder, prepared, dataset, watch, stop, note, origin)
-            write_whole(folder / "recipe.toml", recipe.to_toml().encode())
-            if origin:
-                chain.keep_random_start(folder, recipe)
-            if course.run(resume):
-                # over all sessions, should there have been several
-                seconds = round(sum(line.get("seconds", 0.0) for line in read_metrics(folder / "metrics.jsonl")), 1)
-                facts = provenance(seed=recipe.seed, seconds=seconds, device=device_name(device))
-                facts |= {"init": course.origin} if course.origin else {}
-                write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads()})
-    return _opened(model, recipe, folder, course.done)
+        if processes.place()[1] > 1 and recipe.training.synchronized_norm:
+            model = layers.synchronized(model)
+        judged = deepcopy(model) if recipe.training.average else None
+        prepared = recipe.method.prepare(model, until_done)
+        if recipe.training.compile:
+            prepared.compile()
+        course = _Course(recipe, folder, prepared, judged, dataset, watch, stop, note, origin)
+        processes.agreed(lambda: _begin(recipe, folder, origin))
+        if course.run(resume):
+            processes.agreed(lambda: _provenance(recipe, folder, course.origin, device))
+    return load(folder, device, "last")
 
 
-def load(folder: str | Path, device: str = "cpu") -> nn.Module:
+@contextmanager
+def _written_to(recipe: Recipe, folder: Path, resume: bool) -> Iterator[None]:
+    """Hold the run for this process, which is to write it."""
+    with sole_writer(folder):
+        require_same_run(recipe, folder, resume)
+        yield
+
+
+def _begin(recipe: Recipe, folder: Path, origin: dict[str, Any]) -> None:
+    write_whole(folder / "recipe.toml", recipe.to_toml().encode())
+    if origin:
+        chain.keep_random_start(folder, recipe)
+
+
+def _provenance(recipe: Recipe, folder: Path, origin: dict[str, Any], device: str) -> None:
+    # over all sessions, should there have been several
+    seconds = round(sum(line.get("seconds", 0.0) for line in read_metrics(folder / "metrics.jsonl")), 1)
+    facts = provenance(seed=recipe.seed, seconds=seconds, device=device_name(device))
+    facts |= {"init": origin} if origin else {}
+    several = {"processes": processes.place()[1]} if processes.place()[1] > 1 else {}
+    write_record(folder / "provenance.json", {**facts, "threads": torch.get_num_threads(), **several})
+
+
+def load(folder: str | Path, device: str = "cpu", checkpoint: str = "", branch: str = "") -> nn.Module:
     """The trained model of a run, in evaluation mode.
 
+    checkpoint: `last` or `best` (by validation); as the recipe's `evaluation.checkpoint` says unless given. branch: of
+    a mixture norm, which is what becomes of its layers; the one that the recipe's method is judged by unless given.
     Its recipe is `.recipe`, its folder `.folder`, and `.iteration` how far its training has come.
 
-    Raises `UsageError` where the folder is no run, `FileError` where its checkpoint is damaged or another model's.
+    Raises `UsageError` where the folder is no run, or there is no such checkpoint or branch, `FileError` where its
+    checkpoint is damaged or another model's.
     """
     folder = Path(folder)
     require_device(device)
@@ -110,39 +148,73 @@ def load(folder: str | Path, device: str = "cpu") -> nn.Module:
         raise UsageError(f"{folder} is no run: it has no recipe.toml; `bessemer train RECIPE --out {folder}` makes one")
     recipe = Recipe.from_tables(_tables(folder), folder.resolve().name)
     with torch.random.fork_rng(devices=[]):  # the weights drawn here are replaced at once
-        model = _laid_out(models.build(recipe.model[0], **recipe.model[1]), recipe)
-    checkpoint = Checkpoint.read(newest(folder))
-    if checkpoint.model != recipe.model[0]:
-        raise FileError(
-            f"{folder}: the checkpoint holds a {checkpoint.model}, but the recipe asks for a {recipe.model[0]}"
+        model = _laid_out(recipe.norm.installed(models.build(recipe.model[0], **recipe.model[1])), recipe)
+    found = Checkpoint.read(_chosen(folder, checkpoint or recipe.evaluation.checkpoint))
+    if found.model != recipe.model[0]:
+        raise FileError(f"{folder}: the checkpoint holds a {found.model}, but the recipe asks for a {recipe.model[0]}")
+    found.restore_weights(model)
+    if branch and not layers.branches(model):
+        raise UsageError(f"{folder}: the network has no branches, so there is no {branch!r}")
+    if layers.branches(model):
+        model = layers.keep_branch(model, branch or recipe.method.branch or layers.branches(model)[0])
+    opened: Any = model.eval()
+    opened.recipe, opened.folder, opened.iteration = recipe, folder, found.iteration
+    return model.to(device)
+
+
+def _chosen(folder: Path, checkpoint: str) -> Path:
+    """The file of a checkpoint by its name."""
+    if checkpoint not in CHECKPOINTS:
+        raise unknown("checkpoint", checkpoint, CHECKPOINTS)
+    best = folder / FOLDER / BEST
+    if checkpoint == "last":
+        return newest(folder)
+    if not best.is_file():
+        raise UsageError(
+            f"{folder} has no best checkpoint: nothing was validated yet, or the data has no validation images; "
+            "take the last one"
         )
-    checkpoint.restore_weights(model)
-    return _opened(model.to(device), recipe, folder, checkpoint.iteration)
+    return best
 
 
 class _Course:
-    """One run on its way, its model prepared by the method: what is written when."""
+    """One run on its way, its model prepared by the method: what is written when.
+
+    judged: where the weights are averaged, a network to validate the average with.
+    """
 
     def __init__(
         self,
         recipe: Recipe,
         folder: Path,
         model: nn.Module,
+        judged: nn.Module | None,
         dataset: Dataset,
         watch: Callable[[Moment], None],
         stop: Callable[[], bool],
         note: Callable[[nn.Module], dict[str, float]],
         origin: dict[str, Any],
     ) -> None:
-        self.recipe, self.folder, self.model, self.dataset = recipe, folder, model, dataset
+        self.recipe, self.folder, self.model, self.judged, self.dataset = recipe, folder, model, judged, dataset
         self.watch, self.stop, self.note, self.origin = watch, stop, note, origin
+        self.rank, self.world = processes.place()
+        self.branch = recipe.method.branch or next(iter(layers.branches(model)), "")
         plan = recipe.training
-        self.batches = Batches(dataset.train, plan.batch_size, recipe.seed, plan.shuffle, recipe.augmentation)
+        if plan.batch_size % (self.world * plan.accumulation):
+            raise UsageError(
+                f"batch_size: {plan.batch_size} images cannot be shared out evenly among {self.world} processes with "
+                f"{plan.accumulation} parts each; take a multiple of {self.world * plan.accumulation}"
+            )
+        place = (self.rank, self.world)
+        self.batches = Batches(dataset.train, plan.batch_size, recipe.seed, plan.shuffle, recipe.augmentation, place)
         optimizer = recipe.optimizer
         groups = parameter_groups(model, optimizer.factors)
         self.optimizer = SGD(groups, optimizer.lr, optimizer.momentum, optimizer.weight_decay)
+        self.update = Update(model, recipe.method, self.optimizer, plan.precision, plan.accumulation)
+        self.average = Average(model, plan.average) if plan.average else None
         self.losses: list[Tensor] = []
-        self.loss = self.accuracy = math.nan
+        self.loss = self.accuracy = self.robust = math.nan
+        self.best = -math.inf
         self.since = time.monotonic()
 
     def run(self, resume: bool) -> bool:
@@ -150,59 +222,88 @@ class _Course:
         done = self.done = self._go_back() if resume else 0
         if done >= self.recipe.training.iterations:
             return False
-        # unbuffered: nothing is left to be written when a full disk ends the run
-        self.metrics = (self.folder / "metrics.jsonl").open("r+b" if done else "wb", buffering=0)
-        with self.metrics:
+        if self.rank:  # else dropout would leave out the same values of every process's images
+            torch.manual_seed(subseed(self.recipe.seed, 2, self.rank, done))
+        with ExitStack() as until_done:
+            if self.rank == 0:
+                # unbuffered: nothing is left to be written when a full disk ends the run
+                metrics = (self.folder / "metrics.jsonl").open("r+b" if done else "wb", buffering=0)
+                self.metrics = until_done.enter_context(metrics)
             if done == 0:
-                for leftover in steps(self.folder):
-                    leftover.unlink()
+                processes.agreed(self._tidy)
                 self._save(0)
                 self._note(0)
-            else:
+            elif self.rank == 0:
                 # what was logged after the checkpoint will be logged again
                 self.metrics.truncate(self.logged)
                 self.metrics.seek(self.logged)
-            trainer.loop(
-                self.model,
-                self.batches,
-                self.recipe.method,
-                self.optimizer,
-                self.recipe.schedule,
-                self.recipe.optimizer.lr,
-                self.recipe.training.iterations,
-                self._after_step,
-                done,
-            )
+            with _in_words(self.recipe):
+                trainer.loop(
+                    self.model,
+                    self.batches,
+                    self.update,
+                    self.optimizer,
+                    self.recipe.schedule,
+                    self.recipe.optimizer.lr,
+                    self.recipe.training.iterations,
+                    self._after_step,
+                    done,
+                )
         return True
 
+    def _tidy(self) -> None:
+        for leftover in (*steps(self.folder), self.folder / FOLDER / BEST):
+            leftover.unlink(missing_ok=True)
+
     def _go_back(self) -> int:
+        checkpoint, best = processes.agreed(self._newest)
+        checkpoint.restore(self.model, self.optimizer)
+        if self.average is not None:
+            for name, tensor in checkpoint.average.items():
+                self.average.weights[name].copy_(tensor)
+        self.update.scaler.load_state_dict(checkpoint.scaler)
+        self.batches.position, self.best = checkpoint.position, best
+        self.logged, self.origin = checkpoint.metrics, checkpoint.origin
+        return checkpoint.iteration
+
+    def _newest(self) -> tuple[Checkpoint, float]:
+        """The checkpoint to go on from, and the best that validation had found by then."""
         checkpoint = Checkpoint.read(newest(self.folder))
         metrics = self.folder / "metrics.jsonl"
         if not metrics.is_file() or metrics.stat().st_size < checkpoint.metrics:
             raise FileError(
                 f"{metrics} is missing or shorter than it was; put it back, or train again into another --out"
             )
-        checkpoint.restore(self.model, self.optimizer)
-        self.batches.position = checkpoint.position
-        self.logged, self.origin = checkpoint.metrics, checkpoint.origin
-        return checkpoint.iteration
+        lines = [line for line in read_metrics(metrics) if line["iteration"] <= checkpoint.iteration]
+        return checkpoint, max((_merit(line) for line in lines), default=-math.inf)
 
     def _after_step(self, done: int, loss: Tensor) -> bool:
         plan = self.recipe.training
         self.done = done
         self.losses.append(loss)
+        if self.average is not None:
+            self.average.update(self.model, done)
         last = done == plan.iterations
         if done % plan.log_every == 0 or last:
             self._log_loss(done)
         if done % plan.validate_every == 0 or last:
             self._validate(done)
             self._note(done)
-        stopped = self.stop()
+        stopped = self._stopped(done)
         kept = plan.keep_every and done % plan.keep_every == 0
         if done % plan.checkpoint_every == 0 or kept or last or stopped:
             self._save(done)
-        self.watch(Moment(done, plan.iterations, self.loss, self.accuracy))
+        self.watch(Moment(done, plan.iterations, self.loss, self.accuracy, self.robust))
         return not stopped
+
+    def _stopped(self, done: int) -> bool:
+        """Whether to end early: where any process is told to, all do; they ask one another at every line of the log."""
+        if self.world == 1:
+            return self.stop()
+        if done % self.recipe.training.log_every:
+            return False
+        told = torch.tensor(float(self.stop()), device=next(self.model.parameters()).device)
+        return processes.total(told).item() > 0
 
     def _log_loss(self, done: int) -> None:
         self.loss = self._finite_loss(done)
@@ -214,24 +315,49 @@ class _Course:
 
     def _finite_loss(self, done: int) -> float:
         """The mean loss since the last line. A checkpoint of weights that are no numbers would evict a good one."""
-        loss = torch.stack(self.losses).mean().item() if self.losses else self.loss
-        if self.losses and not math.isfinite(loss):
+        if not self.losses:
+            return self.loss
+        loss = processes.total(torch.stack(self.losses).float().mean()).item() / self.world
+        if not math.isfinite(loss):
+            first = next((name for name, weight in self.model.named_parameters() if not weight.isfinite().all()), "")
+            where = f" and so is {first}" if first else ""
             raise DivergedError(
-                f"the loss is {loss} at iteration {done}; lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and "
-                f"train again into another --out; checkpoints before this are kept in {self.folder}"
+                f"the loss is {loss} at iteration {done}{where}; lower optimizer.lr (now "
+                f"{self.recipe.optimizer.lr:g}) and train again into another --out; checkpoints before this are kept "
+                f"in {self.folder}"
             )
         return loss
 
     def _validate(self, done: int) -> None:
-        if len(self.dataset.validation):
-            loss, self.accuracy = validated(self.model, self.dataset.validation)
-            self._log(iteration=done, validation_loss=loss, validation_accuracy=self.accuracy)
+        if not len(self.dataset.validation):
+            return
+        model = self.model
+        if self.judged is not None and self.average is not None:
+            model = self.judged
+            model.load_state_dict(self.average.weights)
+        if layers.branches(model):
+            model = layers.route(model, self.branch)
+        loss, self.accuracy = validated(model, self.dataset.validation)
+        line = {"validation_loss": loss, "validation_accuracy": self.accuracy}
+        plan = self.recipe.validation
+        if plan.attack is not None:
+            images = self.dataset.validation.first(plan.samples or len(self.dataset.validation))
+            self.robust = withstood(model, images, plan.attack, self.recipe.seed)
+            line["validation_robust_accuracy"] = self.robust
+        self._log(iteration=done, **line)
+        if (merit := _merit(line)) > self.best:
+            self.best = merit
+            processes.agreed(lambda: self._taken(done).without_course().write(self.folder, BEST))
 
     def _note(self, done: int) -> None:
-        if noted := self.note(self.model):
+        with in_force(dict.fromkeys(routes_in_force(self.model), self.branch)):
+            noted = self.note(self.model)
+        if noted:
             self._log(iteration=done, **noted)
 
     def _log(self, **line: Any) -> None:
+        if self.rank:
+            return
         try:
             self.metrics.write(json.dumps(line).encode() + b"\n")
         except OSError as problem:
@@ -242,11 +368,57 @@ class _Course:
 
     def _save(self, done: int) -> None:
         self._finite_loss(done)
+        processes.agreed(lambda: self._written(done))
+
+    def _written(self, done: int) -> None:
         # what the checkpoint says is written must be on the disk before it
         os.fsync(self.metrics.fileno())
-        name, logged, position = self.recipe.model[0], self.metrics.tell(), self.batches.position
-        checkpoint = Checkpoint.take(name, self.model, self.optimizer, done, position, logged, self.origin)
-        checkpoint.write(self.folder, keep_every=self.recipe.training.keep_every)
+        self._taken(done).write(self.folder, keep_every=self.recipe.training.keep_every)
+
+    def _taken(self, done: int) -> Checkpoint:
+        """This moment."""
+        return Checkpoint.take(
+            self.recipe.model[0],
+            self.model,
+            self.optimizer,
+            done,
+            self.batches.position,
+            self.metrics.tell(),
+            self.origin,
+            self.average.weights if self.average is not None else None,
+            self.update.scaler.state_dict(),
+        )
+
+
+def _merit(line: Mapping[str, Any]) -> float:
+    """What a line of the log says for the weights of that moment: what withstood the attack, else what was right."""
+    for name in ("validation_robust_accuracy", "validation_accuracy"):
+        if name in line:
+            return float(line[name])
+    return -math.inf
+
+
+@contextmanager
+def _in_words(recipe: Recipe) -> Iterator[None]:
+    """What torch reports from the machine, memory that ran out or a reader that died, is said with what to do."""
+    try:
+        yield
+    except RuntimeError as problem:
+        if str(problem).startswith("DataLoader worker"):
+            raise DataError(
+                f"a process that reads images ended: {str(problem).splitlines()[0]}; go on with --resume, with fewer "
+                "data.workers if memory ran out"
+            ) from problem
+        if not isinstance(problem, torch.OutOfMemoryError) and "can't allocate memory" not in str(problem):
+            raise
+        plan = recipe.training
+        settings = inspect.signature(models.MODELS[recipe.model[0]]).parameters
+        checkpointing = " or model.checkpointing = true" if "checkpointing" in settings else ""
+        raise OutOfMemoryError(
+            f"out of memory with {plan.batch_size // plan.accumulation} images at a time; take "
+            f"training.accumulation = {2 * plan.accumulation} (the same batch in smaller parts), training.precision = "
+            f"'bfloat16'{checkpointing}, or a smaller training.batch_size; what was saved before is whole"
+        ) from problem
 
 
 def untrained(recipe: Recipe, dataset: Dataset) -> nn.Module:
@@ -264,8 +436,8 @@ def untrained(recipe: Recipe, dataset: Dataset) -> nn.Module:
             f"{len(dataset.classes)}; set model.classes = {len(dataset.classes)}"
         )
     if isinstance(model, models.LearnsStatistics):
-        model.learn_statistics(dataset.train.images)
-    return _laid_out(model, recipe)
+        model.learn_statistics(dataset.train.sample())
+    return _laid_out(recipe.norm.installed(model), recipe)
 
 
 def _laid_out(model: nn.Module, recipe: Recipe) -> nn.Module:
@@ -276,24 +448,41 @@ def _laid_out(model: nn.Module, recipe: Recipe) -> nn.Module:
 
 
 def validated(model: nn.Module, split: Split, size: int = 500) -> tuple[float, float]:
-    """Mean loss and accuracy in evaluation mode; the model is left in training mode."""
+    """Mean loss and accuracy in evaluation mode, over all processes; the model is left in training mode."""
     model.eval()
-    loss = right = 0.0
+    found = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
     with torch.no_grad():
-        for start in range(0, len(split), size):
-            images, labels = split.at(slice(start, start + size))
+        for images, labels, _ in _shared_out(split, size):
             logits = model(images)
-            loss += cross_entropy(logits, labels, reduction="sum").item()
-            right += (logits.argmax(1) == labels).sum().item()
+            found[0] += cross_entropy(logits, labels, reduction="sum")
+            found[1] += (logits.argmax(1) == labels).sum()
     model.train()
-    return loss / len(split), right / len(split)
+    loss, right = (processes.total(found) / len(split)).tolist()
+    return loss, right
 
 
-def _opened(model: nn.Module, recipe: Recipe, folder: Path, iteration: int) -> nn.Module:
+def withstood(model: nn.Module, split: Split, attack: Attack, seed: int, size: int = 500) -> float:
+    """The share of images that the model gets right, and still does after the attack, over all processes."""
+    found = torch.zeros(1, dtype=torch.float64, device=split.labels.device)
     model.eval()
-    opened: Any = model
-    opened.recipe, opened.folder, opened.iteration = recipe, folder, iteration
-    return model
+    for images, labels, index in _shared_out(split, size):
+        with torch.no_grad():
+            right = (model(images).argmax(1) == labels).nonzero()[:, 0]
+        truth = labels[right]
+        # the search is for verdicts: what has fallen leaves the batch
+        outcome = attack.run(model, images[right], truth, seed=seed, index=index[right], until_success=True)
+        with torch.no_grad():
+            found += (model(outcome.images).argmax(1) == truth).sum()
+    model.train()
+    return (processes.total(found) / len(split)).item()
+
+
+def _shared_out(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """This process's batches of a split: images, labels, places."""
+    rank, world = processes.place()
+    for start in range(rank * size, len(split), world * size):
+        images, labels = split.at(slice(start, start + size))
+        yield images, labels, torch.arange(start, start + len(labels), device=labels.device)
 
 
 def require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
@@ -310,8 +499,12 @@ def require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
 
 
 def _located(recipe: Recipe) -> dict[str, Any]:
-    """A recipe's tables, the run it starts from written in full: there are several ways to name a folder."""
-    return {**recipe.tables, "init": str(Path(recipe.init).resolve()) if recipe.init else ""}
+    """A recipe's tables, the run it starts from written in full: there are several ways to name a folder.
+
+    How many workers read the images changes nothing in what they read.
+    """
+    images = {key: value for key, value in recipe.tables["data"].items() if key != "workers"}
+    return {**recipe.tables, "data": images, "init": str(Path(recipe.init).resolve()) if recipe.init else ""}
 
 
 def _tables(folder: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ from bessemer.training.run import (
     validated,
 )
 from bessemer.training.stack import Stack
+from bessemer.training.update import Update
 
 
 @flushed()
@@ -174,7 +175,7 @@ class _Course:
             trainer.loop(
                 self.stack,
                 self.batches,
-                _OfAll(),
+                Update(self.stack, _OfAll(), self.optimizer),
                 self.optimizer,
                 self.recipe.schedule,
                 self.recipe.optimizer.lr,

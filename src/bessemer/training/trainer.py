@@ -13,6 +13,7 @@ from bessemer.errors import UsageError
 from bessemer.training.methods import Method
 from bessemer.training.optimizers import SGD
 from bessemer.training.schedules import Schedule
+from bessemer.training.update import Update
 
 
 class Stream(Protocol):
@@ -51,13 +52,14 @@ def fit(
                 f"{type(method).__name__} trains parameters of its own, which the optimizer does not know; call "
                 "prepare first, make the optimizer from what it returns, and call bessemer.training.trainer.loop"
             )
-        loop(prepared, batches, method, optimizer, schedule, lr, iterations, after_step, done)
+        update = Update(prepared, method, optimizer)
+        loop(prepared, batches, update, optimizer, schedule, lr, iterations, after_step, done)
 
 
 def loop(
     prepared: nn.Module,
     batches: Stream,
-    method: Method,
+    update: Update,
     optimizer: SGD,
     schedule: Schedule,
     lr: float,
@@ -70,10 +72,7 @@ def loop(
     while done < iterations:
         for group in optimizer.param_groups:
             group["lr"] = lr * schedule(done, iterations)
-        optimizer.zero_grad()
-        loss = method.loss(prepared, batches.next())
-        loss.backward()
-        optimizer.step()
+        loss = update(batches.next())
         done += 1
-        if not after_step(done, loss.detach()):
+        if not after_step(done, loss):
             return

@@ -1,0 +1,86 @@
+"""One update: from a batch to its loss, the gradients, and the optimiser's step.
+
+Processes that train together each hold a part of the batch and average their gradients (PyTorch's
+DistributedDataParallel around the loss itself, so that a method may call its model as often as it likes). A process may
+work through its part in several steps, one after the other (`accumulation`), where it does not fit into memory at once.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from bessemer import processes
+from bessemer.data import Batch
+from bessemer.training.methods import Method
+from bessemer.training.optimizers import SGD
+
+# running statistics are synchronised by the norms themselves, or meant to be each process's own; torch changes the name
+_OWN_BUFFERS: dict[str, Any] = (
+    {"forward_sync_buffers": False}
+    if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+    else {"broadcast_buffers": False}
+)
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class Update:
+    """Call it with a batch: it updates the weights, and returns the mean loss.
+
+    model: as the method prepared it. precision: of the passes, `float32`, `bfloat16` or `float16` (autocast; weights
+    and updates stay in float32, and for float16 the loss is scaled so that gradients do not underflow). accumulation:
+    in how many parts the batch is worked through.
+    """
+
+    def __init__(
+        self, model: nn.Module, method: Method, optimizer: SGD, precision: str = "float32", accumulation: int = 1
+    ) -> None:
+        self.model, self.method, self.optimizer, self.accumulation = model, method, optimizer, accumulation
+        device = next(model.parameters()).device
+        self._objective: nn.Module = _Objective(model, device.type, PRECISIONS[precision])
+        if processes.place()[1] > 1:
+            places = [device] if device.type == "cuda" else None
+            self._objective = DistributedDataParallel(self._objective, places, **_OWN_BUFFERS)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")
+
+    def __call__(self, batch: Batch) -> Tensor:
+        """The update, or as many of them as the method makes of one batch."""
+        parts = [
+            self.method.losses(self.model, batch.part(number, self.accumulation)) for number in range(self.accumulation)
+        ]
+        found: list[Tensor] = []
+        for _ in range(self.method.updates):
+            self.optimizer.zero_grad()
+            for number, part in enumerate(parts):
+                with self._alone() if number < len(parts) - 1 else nullcontext():
+                    loss = self._objective(part)
+                    self.scaler.scale(loss / len(parts)).backward()
+                found.append(loss.detach())
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        return torch.stack(found).mean() if len(found) > 1 else found[0]
+
+    def _alone(self) -> AbstractContextManager[None]:
+        """Gradients of all parts but the last stay with this process: they are averaged once."""
+        several = isinstance(self._objective, DistributedDataParallel)
+        return self._objective.no_sync() if several else nullcontext()  # type: ignore[operator]
+
+
+class _Objective(nn.Module):
+    """The next loss of a batch, as a module: what DistributedDataParallel must see is one pass and its backward."""
+
+    def __init__(self, model: nn.Module, device: str, precision: torch.dtype) -> None:
+        super().__init__()
+        self.model, self._device, self._precision = model, device, precision
+
+    def forward(self, losses: Iterator[Tensor]) -> Tensor:
+        if self._precision == torch.float32:
+            return next(losses)
+        with torch.autocast(self._device, self._precision):
+            return next(losses)
