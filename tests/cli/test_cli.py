@@ -166,7 +166,7 @@ def test_list_names_everything_or_one_kind(bessemer):
     for what, some in {"recipes": "bang-digits", "models": "lenet", "methods": "bang", "attacks": "pgd"}.items():
         code, out, _ = bessemer(f"list {what}")
         assert code == 0
-        assert some in [line.split()[0] for line in out.splitlines()]
+        assert some in [line.split()[0] for line in out.splitlines() if line]
         assert what in [line.rstrip() for line in every.splitlines()]
         assert some in every
 

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,7 +22,8 @@ from bessemer import evaluation, processes, training
 from bessemer.cli.options import DataDir, Device, Interrupted
 from bessemer.cli.progress import evaluation_bar, progress
 from bessemer.data import Dataset
-from bessemer.errors import BessemerError, ThreatError, UsageError
+from bessemer.errors import BessemerError, ThreatError, UsageError, unknown
+from bessemer.evaluation import Suite
 from bessemer.models.foreign import from_spec
 from bessemer.records import Evaluation, file_name
 from bessemer.threat import Threat, parse
@@ -77,6 +79,16 @@ def evaluate(
         float | None,
         typer.Option(metavar="PERCENT", min=0, max=100, help="Exit code 3 if fewer images stand in the worst case."),
     ] = None,
+    checkpoint: Annotated[
+        str | None, typer.Option(metavar="last|best", help="Which weights of a run; as its recipe says unless given.")
+    ] = None,
+    branch: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|all", help="Of a mixture norm: which branch predicts; all: every pair of branches."),
+    ] = None,
+    attacked_branch: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which branch is attacked; the one that predicts unless given.")
+    ] = None,
     device: Device = "cpu",
     data_dir: DataDir = None,
 ) -> None:
@@ -100,57 +112,111 @@ def evaluate(
         if ":" in model and not Path(model).exists():
             if data is None:
                 raise UsageError("--data is missing: which images? A data set of `bessemer data list`, or a folder")
-            network: Any = from_spec(model, weights, own_device)
+            if checkpoint or branch or attacked_branch:
+                raise UsageError("--checkpoint and the branches go with a run's folder, not with module:function")
             name = model if weights is None else f"{model} {weights}"  # other weights are another model
+            judged = [_Judged(from_spec(model, weights, own_device), name)]
             folder = out or Path("runs") / re.sub(r"[^\w.-]+", "-", name)
-            chosen, ball = suite or "quick", wanted
-            dataset = _data(data, size, data_dir)
+            chosen, ball, dataset = suite or "quick", wanted, _data(data, size, data_dir)
         else:
             if weights is not None:
                 raise UsageError(f"--weights goes with module:function; {model} is a run, which has its own weights")
-            network = training.load(model, own_device)
-            folder = out or Path(model)
-            if network.iteration < network.recipe.training.iterations and alone:
-                stands = f"{model} has come to iteration {network.iteration} of {network.recipe.training.iterations}"
-                _note(f"{stands}; this is what is judged.")
-            judging = network.recipe.evaluation
+            judged = _views(model, own_device, checkpoint or "", branch, attacked_branch)
+            folder, judging = out or Path(model), judged[0].network.recipe.evaluation
             chosen, ball = suite or judging.suite, judging.threat if wanted is None else wanted
-            name, dataset = Path(model).resolve().name, images_for(network, data, data_dir, size)
+            dataset = images_for(judged[0].network, data, data_dir, size)
+        if len(judged) > 1 and (json or csv or save_adversarial or fail_under is not None):
+            raise UsageError("--json, --csv, --save-adversarial and --fail-under take one --branch, not all of them")
         if fail_under is not None:
             _require_bar(fail_under, chosen, ball)
         images = min(samples or len(dataset.test), len(dataset.test))
         question = f"{chosen}-8bit" if eight_bit else chosen
         asked = file_name(question, str(ball or ""), dataset.name, images, seed, fast)
-        journal = folder / "records" / f"{asked}.partial"
-        found = evaluated(
-            network,
-            dataset,
-            chosen,
-            ball,
-            name,
-            resume=journal,
-            samples=samples,
-            seed=seed,
-            batch_size=batch_size,
-            fast=fast,
-            eight_bit=eight_bit,
-            budget=seconds,
-            save_adversarial=save_adversarial,
-        )
-        if not alone:
-            return
-        try:
-            found.save(folder / "records")
-            shutil.rmtree(journal, ignore_errors=True)
-            if json is not None:
-                found.write(json)
-            if csv is not None:
-                found.to_csv(csv)
-        finally:  # a full disk shall not cost what was found
-            print_table(found)
+        attacks = evaluation.suites.named(chosen, ball)
+        for one in judged:
+            journal = folder / "records" / f"{one.label}{asked}.partial"
+            found = evaluated(
+                one.network,
+                dataset,
+                attacks if one.attacked is None else evaluation.suites.through(attacks, one.attacked),
+                ball,
+                one.name,
+                resume=journal,
+                samples=samples,
+                seed=seed,
+                batch_size=batch_size,
+                fast=fast,
+                eight_bit=eight_bit,
+                budget=seconds,
+                save_adversarial=save_adversarial,
+            )
+            if alone:
+                _keep(found, folder / "records", one.label, json, csv)
+                shutil.rmtree(journal, ignore_errors=True)
+    if not alone:
+        return
     Console().print(f"\nNext: {shlex.join(['bessemer', 'report', str(folder)])}", markup=False, soft_wrap=True)
     if fail_under is not None:
         _require(found, fail_under)
+
+
+def _keep(found: Evaluation, records: Path, label: str, json: Path | None, csv: Path | None) -> None:
+    """Write what was found, and show it: a full disk shall not cost it."""
+    try:
+        found.write(records / f"{label}{found.name}.json")
+        if json is not None:
+            found.write(json)
+        if csv is not None:
+            found.to_csv(csv)
+    finally:
+        print_table(found)
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """A network that is judged. name: in tables; label: what the names of its records begin with.
+
+    attacked: the network that attacks search on, where it is another one.
+    """
+
+    network: Any
+    name: str
+    label: str = ""
+    attacked: nn.Module | None = None
+
+
+def _views(run: str, device: str, checkpoint: str, branch: str | None, attacked: str | None) -> list[_Judged]:
+    """The network of a run, or, of one with a mixture norm, the pairs of branches that are asked for."""
+    name = Path(run).resolve().name
+    network: Any = training.load(run, device, checkpoint)
+    suffix, label = (", best", "best_") if checkpoint == "best" else ("", "")
+    if network.iteration < network.recipe.training.iterations and checkpoint != "best":
+        stands = f"{run} has come to iteration {network.iteration} of {network.recipe.training.iterations}"
+        _note(f"{stands}; this is what is judged.")
+    if branch is None:
+        if attacked is not None:
+            raise UsageError("--attacked-branch needs a --branch that predicts")
+        return [_Judged(network, name + suffix, label)]
+    branches = training.branches(network.recipe)
+    for asked in (branch, attacked):
+        if asked not in (None, "all", *branches):
+            raise unknown(f"{run}: branch", str(asked), branches or ["none: the network has no mixture norm"])
+    loaded = {each: training.load(run, device, checkpoint, each) for each in branches}
+    if branch == "all":
+        if attacked is not None:
+            raise UsageError("--branch all goes through every pair of branches; leave out --attacked-branch")
+        pairs = [(one, other) for one in branches for other in branches]
+    else:
+        pairs = [(branch, attacked or branch)]
+    return [
+        _Judged(
+            loaded[predicting],
+            f"{name}{suffix}: {predicting} branch predicts, {searched} branch attacked",
+            f"{label}{predicting}-through-{searched}_",
+            None if searched == predicting else loaded[searched],
+        )
+        for predicting, searched in pairs
+    ]
 
 
 def images_for(model: Any, name: str | None = None, data_dir: Path | None = None, size: int | None = None) -> Dataset:
@@ -176,7 +242,7 @@ def images_for(model: Any, name: str | None = None, data_dir: Path | None = None
 def evaluated(
     model: nn.Module,
     dataset: Dataset,
-    suite: str,
+    suite: str | Suite,
     threat: Threat | None,
     name: str,
     **settings: Any,
@@ -184,7 +250,11 @@ def evaluated(
     """What an evaluation finds, with a progress bar meanwhile."""
     with progress() as bars:
         alone = processes.place()[0] == 0  # of several processes only the first shows how far it is
-        show = evaluation_bar(bars, f"{name}: {suite}") if alone else lambda stage: None
+        show = (
+            evaluation_bar(bars, f"{name}: {suite if isinstance(suite, str) else suite.name}")
+            if alone
+            else lambda stage: None
+        )
         try:
             return evaluation.evaluate(model, dataset, suite, threat, name=name, watch=show, say=_note, **settings)
         except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bessemer.attacks import (
     APGD,
@@ -18,10 +18,12 @@ from bessemer.attacks import (
     GradientAttack,
     HotCold,
     Square,
+    Transfer,
     UniformNoise,
     Within,
     parts,
 )
+from bessemer.attacks.attack import Model
 from bessemer.errors import UsageError, unknown
 from bessemer.threat import L1, Linf, Threat
 
@@ -157,6 +159,15 @@ def named(name: str, threat: Threat | None) -> Suite:
     if name not in SUITES:
         raise unknown("suite", name, SUITES)
     return SUITES[name](threat)
+
+
+def through(suite: Suite, attacked: Model) -> Suite:
+    """The same attacks, searching on another model than the one that is judged.
+
+    For the branches of a mixture norm, say: what is made through one may fool the other. Curves are left out.
+    """
+    attacks: dict[str, Attack] = {name: Transfer(attack, attacked) for name, attack in suite.attacks.items()}
+    return replace(suite, attacks=attacks, curve=())
 
 
 def _needed(name: str, threat: Threat | None) -> Threat:

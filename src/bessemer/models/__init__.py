@@ -13,12 +13,16 @@ from torch import Tensor
 
 from bessemer.errors import unknown
 from bessemer.models.alexnet import AlexNet
+from bessemer.models.bottleneck_resnet import DEPTHS, BottleneckResNet
 from bessemer.models.cifar_quick import CifarQuick
 from bessemer.models.digits_net import DigitsNet
 from bessemer.models.lenet import LeNet
 from bessemer.models.network import Network
 from bessemer.models.normalize import Normalize
+from bessemer.models.preact_resnet import PreActResNet
 from bessemer.models.resnet import ResNet
+from bessemer.models.small_cnn import SmallCNN
+from bessemer.models.wide_resnet import WideResNet
 
 MODELS: dict[str, Callable[..., Network]] = {
     "lenet": LeNet,
@@ -26,18 +30,37 @@ MODELS: dict[str, Callable[..., Network]] = {
     "digits-net": DigitsNet,
     "alexnet": AlexNet,
     "resnet": ResNet,
+    "small-cnn": SmallCNN,
+    "preact-resnet": PreActResNet,
+    "wide-resnet": WideResNet,
+    "bottleneck-resnet": BottleneckResNet,
 }
+
+PUBLISHED: dict[str, tuple[dict[str, Any], ...]] = {
+    "resnet": ({"depth": 18, "width": 64}, {"depth": 34, "width": 64}),
+    "wide-resnet": ({"depth": 34},),
+    "bottleneck-resnet": (
+        *({"depth": depth} for depth in DEPTHS if depth != 50),
+        {"depth": 101, "groups": 32, "width_per_group": 8},
+    ),
+}
+"""Settings that make a published network other than the one the defaults make."""
 
 __all__ = [
     "MODELS",
+    "PUBLISHED",
     "AlexNet",
+    "BottleneckResNet",
     "CifarQuick",
     "DigitsNet",
     "LeNet",
     "LearnsStatistics",
     "Network",
     "Normalize",
+    "PreActResNet",
     "ResNet",
+    "SmallCNN",
+    "WideResNet",
     "build",
 ]
 

@@ -6,8 +6,6 @@ check costs a comparison of two shapes and compiles away.
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from torch import Tensor, nn
 
 from bessemer.errors import ImagesError, UsageError
@@ -16,11 +14,12 @@ from bessemer.errors import ImagesError, UsageError
 class Network(nn.Module):
     """A network for images of one shape, with a dropout layer somewhere inside.
 
-    image_shape: (C, H, W). classes: how many logits come out. dropout: the share of values a training pass
-    leaves out, 0 for none; the others are divided by 1 - dropout, as in Caffe.
+    image_shape: (C, H, W), of the class or, where a setting decides it, of the object. classes: how many logits come
+    out. dropout: the share of values a training pass leaves out, 0 for none; the others are divided by 1 - dropout, as
+    in Caffe.
     """
 
-    image_shape: ClassVar[tuple[int, int, int]]
+    image_shape: tuple[int, int, int]
 
     def __init__(self, classes: int, dropout: float) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ class Normalize(nn.Module):
         super().__init__()
         self.register_buffer("mean", _broadcastable("mean", mean))
         self.register_buffer("std", _broadcastable("std", std))
-        if not bool((self.std > 0).all()):
+        if not _everywhere(self.std > 0):
             raise UsageError(
                 f"Normalize: std should be positive everywhere, but its smallest value is {self.std.min():g}"
             )
@@ -57,9 +57,14 @@ def _broadcastable(name: str, values: Statistic) -> Tensor:
             f"Normalize: {name} should be one number, one per channel or of shape (C, H, W), "
             f"not of shape {tuple(statistic.shape)}"
         )
-    if not bool(statistic.isfinite().all()):
+    if not _everywhere(statistic.isfinite()):
         raise UsageError(f"Normalize: {name} holds values that are not finite")
     return statistic
+
+
+def _everywhere(condition: Tensor) -> bool:
+    """Whether it holds for every value; on the meta device, where there are none, it does."""
+    return condition.is_meta or bool(condition.all())
 
 
 def _fits(statistic: Tensor, images: Tensor) -> bool:

@@ -115,8 +115,8 @@ class Checkpoint:
     def write(self, folder: Path, name: str = "", keep_every: int = 0) -> Path:
         """Write it into a run's folder and drop the oldest; returns the path. Raises `FileError`.
 
-        name: of the file, where it is not to be the iteration's; nothing is dropped for it then. keep_every: those of every so many iterations are
-        never dropped; 0 for none.
+        name: of the file, where it is not to be the iteration's; nothing is dropped for it then. keep_every: those of
+        every so many iterations are never dropped; 0 for none.
         """
         path = folder / FOLDER / (name or (step_name(self.iteration) if self.iteration else INITIAL))
         write_whole(path, self._bytes())

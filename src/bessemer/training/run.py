@@ -41,6 +41,7 @@ from bessemer.records import provenance, read_metrics, write_record, write_whole
 from bessemer.training import chain, trainer
 from bessemer.training.average import Average
 from bessemer.training.checkpoint import BEST, FOLDER, Checkpoint, newest, steps
+from bessemer.training.norms import MixtureNorm
 from bessemer.training.optimizers import SGD, parameter_groups
 from bessemer.training.recipe import CHECKPOINTS, Recipe, difference, read_tables
 from bessemer.training.update import Update
@@ -160,6 +161,11 @@ def load(folder: str | Path, device: str = "cpu", checkpoint: str = "", branch: 
     opened: Any = model.eval()
     opened.recipe, opened.folder, opened.iteration = recipe, folder, found.iteration
     return model.to(device)
+
+
+def branches(recipe: Recipe) -> tuple[str, ...]:
+    """The branches of a recipe's network; none where it has no mixture norm."""
+    return recipe.norm.branches if isinstance(recipe.norm, MixtureNorm) else ()
 
 
 def _chosen(folder: Path, checkpoint: str) -> Path:
