@@ -62,6 +62,10 @@ class OutOfMemoryError(BessemerError, MemoryError):
     """A batch that does not fit into memory."""
 
 
+class ProcessError(BessemerError, RuntimeError):
+    """Another process of the same job ended."""
+
+
 class BalanceError(BessemerError, ValueError):
     """A model or layer whose gradients cannot be balanced."""
 

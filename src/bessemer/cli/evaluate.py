@@ -285,6 +285,9 @@ def print_table(found: Evaluation) -> None:
             cells.append(f"{row['median_distance']:.4g}" if row.get("median_distance", math.nan) >= 0 else "")
         table.add_row(*cells)
     console.print(table)
+    if curve := found.over_budgets():
+        stand = "; ".join(f"{count:,}: {share}" for count, share in curve.items())
+        console.print(f"right after so many steps, {stand}", markup=False, soft_wrap=True)
     for attack, remark in found.notes.get("remarks", {}).items():
         console.print(f"note: {attack}: {remark}", markup=False, soft_wrap=True)
     for finding in found.findings:

@@ -45,7 +45,8 @@ def training_bar(bars: Progress, name: str) -> Callable[[Moment], None]:
     def show(moment: Moment) -> None:
         loss = "…" if math.isnan(moment.loss) else f"{moment.loss:.4f}"
         accuracy = "…" if math.isnan(moment.accuracy) else f"{100 * moment.accuracy:.2f} %"
-        note = f"loss {loss}  accuracy {accuracy}"
+        robust = "" if math.isnan(moment.robust) else f"  robust {100 * moment.robust:.2f} %"
+        note = f"loss {loss}  accuracy {accuracy}{robust}"
         bars.start()
         bars.update(task, completed=moment.iteration, total=moment.iterations, note=note, visible=True)
 

@@ -17,6 +17,7 @@ from bessemer.cli.signals import caught_signals
 from bessemer.errors import unknown
 from bessemer.evaluation import SUITES
 from bessemer.purification.movement import movement_of
+from bessemer.records import read_metrics
 from bessemer.training import Moment, Recipe
 from bessemer.training.stalling import stalling_of
 
@@ -58,8 +59,24 @@ def train(
         again += ["--device", device] if device != "cpu" else []
         again += ["--data-dir", str(data_dir)] if data_dir else []
         raise Interrupted(f"stopped and saved; go on with: {shlex.join(again)} --resume")
+    console = Console()
+    for said in _validated(folder):
+        console.print(said, markup=False, highlight=False)
     next_ = shlex.join(["bessemer", "evaluate", str(folder)])
-    Console().print(f"Trained into {folder}. Next: {next_}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Trained into {folder}. Next: {next_}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _validated(folder: Path) -> list[str]:
+    """What validation said of the last and of the best weights, where there is an attack to tell them apart."""
+    lines = [line for line in read_metrics(folder / "metrics.jsonl") if "validation_robust_accuracy" in line]
+    if not lines:
+        return []
+    best = max(lines, key=lambda line: line["validation_robust_accuracy"])
+    return [
+        f"{which}, iteration {line['iteration']}: {100 * line['validation_accuracy']:.1f} % of the validation images "
+        f"right, {100 * line['validation_robust_accuracy']:.1f} % standing under the recipe's attack"
+        for which, line in (("last", lines[-1]), ("best", best))
+    ]
 
 
 def trained(

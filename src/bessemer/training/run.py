@@ -27,14 +27,23 @@ from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 
 from bessemer import data, layers, models, processes
 from bessemer.arithmetic import flushed
 from bessemer.attacks import Attack
 from bessemer.data import Batches, Dataset, Split
-from bessemer.errors import DataError, DivergedError, FileError, OutOfMemoryError, RunInUseError, UsageError, unknown
+from bessemer.errors import (
+    DataError,
+    DivergedError,
+    FileError,
+    OutOfMemoryError,
+    ProcessError,
+    RunInUseError,
+    UsageError,
+    unknown,
+)
 from bessemer.layers.mixture_norm import in_force, routes_in_force
 from bessemer.randomness import subseed
 from bessemer.records import provenance, read_metrics, write_record, write_whole
@@ -406,7 +415,7 @@ def _merit(line: Mapping[str, Any]) -> float:
 
 @contextmanager
 def _in_words(recipe: Recipe) -> Iterator[None]:
-    """What torch reports from the machine, memory that ran out or a reader that died, is said with what to do."""
+    """What torch reports from the machine (memory that ran out, a process that died) is said with what to do."""
     try:
         yield
     except RuntimeError as problem:
@@ -414,6 +423,11 @@ def _in_words(recipe: Recipe) -> Iterator[None]:
             raise DataError(
                 f"a process that reads images ended: {str(problem).splitlines()[0]}; go on with --resume, with fewer "
                 "data.workers if memory ran out"
+            ) from problem
+        if isinstance(problem, distributed.DistError) or "gloo" in str(problem):
+            raise ProcessError(
+                "another process of this job ended, and says why; mend that and go on with --resume, with as many "
+                "processes as you like"
             ) from problem
         if not isinstance(problem, torch.OutOfMemoryError) and "can't allocate memory" not in str(problem):
             raise
