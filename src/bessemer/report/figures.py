@@ -264,7 +264,7 @@ def loss(runs: list[RunRecord], name: str, title: str) -> Markup | None:
 
 
 def validation_accuracy(runs: list[RunRecord], name: str, title: str) -> Markup | None:
-    """Validation accuracy over the iterations."""
+    """Validation accuracy over the iterations (marked); under the recipe's attack, where it has one (thin)."""
     with matplotlib.style.context(["default", STYLE]):
         figure, axes = empty("iteration", "validation accuracy (%)")
         drawn = []
@@ -272,6 +272,10 @@ def validation_accuracy(runs: list[RunRecord], name: str, title: str) -> Markup 
             iterations, values = _series(run, "validation_accuracy")
             values = [100 * value for value in values]
             _line(axes, Look(place), iterations, values, marked=True)
+            drawn += values
+            iterations, values = _series(run, "validation_robust_accuracy")
+            values = [100 * value for value in values]
+            axes.plot(iterations, values, color=Look(place).stand_in, linestyle=Look(place).dashes, linewidth=1)
             drawn += values
         if not drawn:
             return None

@@ -218,13 +218,13 @@ def quantile(values: Sequence[float], share: float) -> float:
 
 
 def training(runs: list[RunRecord]) -> Table:
-    """How long each run trained, and where it ended."""
+    """How long each run trained, and where it ended, under attack too where its recipe asked for one."""
+    attacked = any("validation_robust_accuracy" in line for run in runs for line in run.metrics)
     rows = []
     for place, run in enumerate(runs):
         if not run.metrics:
             continue
-        accuracies = [line["validation_accuracy"] for line in run.metrics if "validation_accuracy" in line]
-        best = f"best {words.percent(max(accuracies))}" if accuracies else ""
+        robust = [_last_and_best(run, "validation_robust_accuracy")] if attacked else []
         seconds = sum(line["seconds"] for line in run.metrics if "seconds" in line)
         rows.append(
             Row(
@@ -233,14 +233,24 @@ def training(runs: list[RunRecord]) -> Table:
                     Cell(f"{max(line['iteration'] for line in run.metrics):,.0f}"),
                     _last(run, "loss"),
                     _last(run, "validation_loss"),
-                    Cell(words.percent(accuracies[-1]), best) if accuracies else Cell(words.NONE),
+                    _last_and_best(run, "validation_accuracy"),
+                    *robust,
                     Cell(words.duration(seconds) if seconds else words.NONE),
                 ],
                 place,
             )
         )
-    heads = ["run", "iterations", "last training loss", "last validation loss", "last validation accuracy", "time"]
+    heads = ["run", "iterations", "last training loss", "last validation loss", "last validation accuracy"]
+    heads += [*(["last validation accuracy under attack"] if attacked else []), "time"]
     return Table("Where training ended", [Column(head) for head in heads], [Group(rows)])
+
+
+def _last_and_best(run: RunRecord, key: str) -> Cell:
+    found = [(line[key], line["iteration"]) for line in run.metrics if key in line]
+    if not found:
+        return Cell(words.NONE)
+    best, iteration = max(found, key=lambda pair: (pair[0], -pair[1]))
+    return Cell(words.percent(found[-1][0]), f"best {words.percent(best)}, iteration {iteration:,.0f}")
 
 
 def _last(run: RunRecord, key: str) -> Cell:

@@ -8,8 +8,7 @@ work through its part in several steps, one after the other (`accumulation`), wh
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bessemer import processes
 from bessemer.data import Batch
 from bessemer.training.methods import Method
+from bessemer.training.methods.method import Losses
 from bessemer.training.optimizers import SGD
 
 # running statistics are synchronised by the norms themselves, or meant to be each process's own; torch changes the name
@@ -55,15 +55,18 @@ class Update:
             self.method.losses(self.model, batch.part(number, self.accumulation)) for number in range(self.accumulation)
         ]
         found: list[Tensor] = []
-        for _ in range(self.method.updates):
-            self.optimizer.zero_grad()
-            for number, part in enumerate(parts):
-                with self._alone() if number < len(parts) - 1 else nullcontext():
-                    loss = self._objective(part)
-                    self.scaler.scale(loss / len(parts)).backward()
-                found.append(loss.detach())
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        with ExitStack() as until_done:
+            for part in parts:  # what a method changes for the length of its losses it takes back when they end
+                until_done.callback(part.close)
+            for _ in range(self.method.updates):
+                self.optimizer.zero_grad()
+                for number, part in enumerate(parts):
+                    with self._alone() if number < len(parts) - 1 else nullcontext():
+                        loss = self._objective(part)
+                        self.scaler.scale(loss / len(parts)).backward()
+                    found.append(loss.detach())
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
         return torch.stack(found).mean() if len(found) > 1 else found[0]
 
     def _alone(self) -> AbstractContextManager[None]:
@@ -79,7 +82,7 @@ class _Objective(nn.Module):
         super().__init__()
         self.model, self._device, self._precision = model, device, precision
 
-    def forward(self, losses: Iterator[Tensor]) -> Tensor:
+    def forward(self, losses: Losses) -> Tensor:
         if self._precision == torch.float32:
             return next(losses)
         with torch.autocast(self._device, self._precision):

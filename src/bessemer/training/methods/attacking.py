@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from bessemer.attacks import Attack
 from bessemer.data import Batch
@@ -16,15 +17,14 @@ MODES = ("evaluation", "training")
 
 
 @dataclass(frozen=True)
-class Attacking(Method):
-    """A method that makes adversarial images for every batch.
+class Perturbing(Method):
+    """A method that makes adversarial images for every batch, by whatever attack.
 
     attack_mode: how the attack sees the network: in `evaluation` mode (running statistics, no dropout) or in `training`
     mode, where batch norms take the statistics of the attacked images; the training pass is in training mode either
     way. warmup: over so many iterations the radius climbs to its full size.
     """
 
-    attack: Attack
     attack_mode: str = field(default="evaluation", kw_only=True)
     warmup: int = field(default=0, kw_only=True)
 
@@ -33,14 +33,12 @@ class Attacking(Method):
             raise UsageError(f"attack_mode should be evaluation or training, found {self.attack_mode!r}")
         if self.warmup < 0:
             raise UsageError(f"warmup is a number of iterations from 0 upwards, found {self.warmup}")
-        if self.warmup and not hasattr(self.attack, "threat"):
-            raise UsageError(f"warmup needs an attack with a radius, and {type(self.attack).__name__} has none")
-
-    def attacked(self, model: nn.Module, batch: Batch) -> Batch:
-        """The batch with an adversarial image for each of its own."""
-        if batch.adversarial is not None:
-            return batch
-        return replace(batch, adversarial=self.made(self.attack, model, batch))
+        inside = getattr(self, "inside", None)
+        if isinstance(inside, Method) and inside.updates != 1:
+            raise UsageError(
+                f"{type(inside).__name__} makes several updates of a batch, so it cannot be inside "
+                f"{type(self).__name__}; put it outside, or take another method"
+            )
 
     def made(self, attack: Attack, model: nn.Module, batch: Batch) -> Tensor:
         """What an attack makes of the batch's images, at the radius and in the mode that are due."""
@@ -48,12 +46,38 @@ class Attacking(Method):
             any_attack: Any = attack
             share = (batch.iteration + 1) / self.warmup
             attack = replace(any_attack, threat=replace(any_attack.threat, eps=share * any_attack.threat.eps))
-        seen = _InTraining(model) if self.attack_mode == "training" else model
-        return attack(seen, batch.images, batch.labels, seed=batch.seed, index=batch.index)
+        return attack(self.seen(model), batch.images, batch.labels, seed=batch.seed, index=batch.index)
+
+    def seen(self, model: nn.Module) -> nn.Module:
+        """The model as the attack is to see it, whichever mode it asks for."""
+        return _InTraining(model) if self.attack_mode == "training" else model
+
+
+@dataclass(frozen=True)
+class Attacking(Perturbing):
+    """A method that makes them by an attack of the user's choice, one for each image."""
+
+    attack: Attack
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_radius(self.attack, self.warmup)
+
+    def attacked(self, model: nn.Module, batch: Batch) -> Batch:
+        """The batch with an adversarial image for each of its own."""
+        if batch.adversarial is not None:
+            return batch
+        return replace(batch, adversarial=self.made(self.attack, model, batch))
+
+
+def require_radius(attack: Attack, warmup: int) -> None:
+    """Refuse (`UsageError`) a warm-up of an attack that has no radius to be warmed up."""
+    if warmup and not hasattr(attack, "threat"):
+        raise UsageError(f"warmup needs an attack with a radius, and {type(attack).__name__} has none")
 
 
 class _InTraining(nn.Module):
-    """A model that stays in the mode it is in, whatever it is told; an attack gives back its buffers all the same."""
+    """A model that stays in the mode it is in, whatever it is told, and keeps its buffers all the same."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -63,5 +87,7 @@ class _InTraining(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.model(images)
+        # an attack gives buffers back, but cannot see what batch norm writes into its running statistics
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        logits: Tensor = functional_call(self.model, buffers, (images,))
         return logits

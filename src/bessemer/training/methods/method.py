@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from bessemer.data import Batch
+
+Losses = Generator[Tensor, None, None]  # a loss for each update
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Method(ABC):
         """How many updates of the weights each batch serves."""
         return 1
 
-    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Tensor]:
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
         """A loss for each update; before it asks for the next one, the loop makes the backward pass and the update."""
         yield self.loss(model, batch)
 
@@ -71,7 +73,7 @@ class Around(Method):
         """As many as the method inside makes."""
         return self.inside.updates
 
-    def losses(self, model: nn.Module, batch: Batch) -> Iterator[Tensor]:
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
         """The losses of the method inside."""
         return self.inside.losses(model, batch)
 
