@@ -13,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.interpolate import RectBivariateSpline
+from scipy.ndimage import distance_transform_edt
 
 REGULAR, BALANCED, OTHER = "#00798c", "#d1495b", "#30343f"
 LEVEL = "#2a9d3a"  # the green of the paper's lines
@@ -41,12 +42,16 @@ def surface(
     limits: tuple[float, float] | None = None,
     points: bool = True,
 ) -> None:
-    """Values (up, across) as interpolated filled contours with their scale.
+    """Values (up, across) as interpolated filled contours with their scale; a cross where there is none (NaN).
 
     level: of the regularly trained network, drawn as a green line where the surface crosses it, and on the scale.
     limits: of the scale, where they are not the values' own. points: whether the measured ones are marked.
     """
     degree = min(len(across), len(up)) - 1
+    missing = np.isnan(values)
+    if missing.any():  # the surface goes on as at the nearest point
+        near = distance_transform_edt(missing, return_distances=False, return_indices=True)
+        values = values[tuple(near)]
     low, high = limits or (float(values.min()), float(values.max()))
     span = max(high - low, 1e-9)
     fine_across, fine_up = np.linspace(across[0], across[-1], 120), np.linspace(up[0], up[-1], 120)
@@ -62,4 +67,6 @@ def surface(
         if low <= level <= low + span:
             scale.ax.axhline(level, color=LEVEL, linewidth=2)
     if points:
-        axes.plot(*(one.ravel() for one in np.meshgrid(across, up)), ".", color="white", markersize=3, alpha=0.8)
+        x, y = np.meshgrid(across, up)
+        axes.plot(x[~missing], y[~missing], ".", color="white", markersize=3, alpha=0.8)
+        axes.plot(x[missing], y[missing], "x", color=OTHER, markersize=6)
