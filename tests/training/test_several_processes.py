@@ -9,11 +9,18 @@ import pytest
 import torch
 from torch import distributed, multiprocessing
 
+from bessemer.errors import UsageError
+from bessemer.records import read_metrics
 from bessemer.training import Recipe, load, train
 from bessemer.training.checkpoint import Checkpoint, newest
 
 CHANGES = ["training.iterations=6", "training.checkpoint_every=3", "training.log_every=2", "training.validate_every=3"]
 CHANGES += ["model.dropout=0", "training.batch_size=32"]
+ATTACKED = 'method={name="adversarial", attack={name="pgd", threat="Linf:0.1", steps=2}}'
+SPREAD = {
+    "balanced": ["training.sharded=true", "training.average=0.5"],
+    "attacked": [ATTACKED, "training.sharded=true", 'validation.attack={name="fgsm", threat="Linf:0.1"}'],
+}
 
 
 def recipe(*changes):
@@ -27,6 +34,10 @@ def work(rank, port, found, folder):
     try:
         train(recipe(), folder / "two")
         train(recipe(), folder / "half", stop=lambda: (folder / "half/checkpoints/step-00000003.safetensors").exists())
+        for name, changes in SPREAD.items():
+            at = folder / name / "checkpoints/step-00000003.safetensors"
+            train(recipe(*changes), folder / name, stop=at.exists)
+            train(recipe(*changes), folder / name, resume=True)
         try:
             train(recipe("training.batch_size=33"), folder / "uneven")
         except ValueError as problem:
@@ -66,6 +77,30 @@ def test_a_run_goes_on_with_another_number_of_processes(found, tmp_path):
     train(recipe(), tmp_path)
     for name, tensor in weights(found[1] / "half").items():
         torch.testing.assert_close(tensor, weights(tmp_path)[name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SPREAD)
+def test_a_network_spread_over_two_processes_is_trained_like_a_whole_one(found, tmp_path, name):
+    train(recipe(*SPREAD[name]), tmp_path)
+    one, other = (Checkpoint.read(newest(folder)) for folder in (tmp_path, found[1] / name))
+    for kind in ("weights", "average"):
+        for part, tensor in getattr(one, kind).items():
+            torch.testing.assert_close(getattr(other, kind)[part], tensor, rtol=1e-4, atol=1e-6)
+    for number, state in one.optimizer["state"].items():
+        torch.testing.assert_close(
+            other.optimizer["state"][number]["velocity"], state["velocity"], rtol=1e-3, atol=1e-6
+        )
+    alone, together = (read_metrics(folder / "metrics.jsonl") for folder in (tmp_path, found[1] / name))
+    for measure in ("validation_accuracy", "validation_robust_accuracy"):
+        values = [[line[measure] for line in lines if measure in line] for lines in (alone, together)]
+        assert values[0] == values[1]
+
+
+def test_what_needs_whole_weights_cannot_be_spread():
+    with pytest.raises(UsageError, match="LowRank puts other weights in place"):
+        recipe("training.sharded=true", "method={name='low-rank', rank=2}")
+    with pytest.raises(UsageError, match="the loss scale of float16 is not shared"):
+        recipe("training.sharded=true", "training.precision=float16")
 
 
 def test_a_batch_that_cannot_be_shared_out_is_refused(found):

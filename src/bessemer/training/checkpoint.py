@@ -22,6 +22,7 @@ from bessemer.errors import FileError
 from bessemer.records import write_whole
 from bessemer.training.methods.installed import PREFIX
 from bessemer.training.optimizers import SGD
+from bessemer.training.sharding import share, whole
 
 FOLDER = "checkpoints"
 INITIAL = "initial.safetensors"
@@ -68,16 +69,19 @@ class Checkpoint:
         average: dict[str, Tensor] | None = None,
         scaler: dict[str, Any] | None = None,
     ) -> Checkpoint:
-        """The present moment. Tensors are those in use, not copies: write it before going on."""
+        """The present moment. Tensors are those in use, not copies: write it before going on.
+
+        Of a network that is spread over processes, all of them must take it.
+        """
         random = {"cpu": torch.get_rng_state()}
         device = next(model.parameters()).device
         if device.type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device)
-        weights, installed = _state(model)
+        weights, installed = (_whole(part) for part in _state(model))
         state = optimizer.state_dict()
-        return cls(
-            iteration, position, metrics, name, weights, state, random, installed, origin, average or {}, scaler or {}
-        )
+        state["state"] = {number: _whole(tensors) for number, tensors in state["state"].items()}
+        mean = _whole(average or {})
+        return cls(iteration, position, metrics, name, weights, state, random, installed, origin, mean, scaler or {})
 
     def restore(self, model: nn.Module, optimizer: SGD) -> None:
         """Put a model that the method has prepared, the optimiser and torch's random state back to this moment."""
@@ -104,8 +108,10 @@ class Checkpoint:
         return replace(self, weights=self.kept, average={}, installed={}, random={}, optimizer=_NO_OPTIMIZER)
 
     def _load(self, model: nn.Module, state: dict[str, Tensor]) -> None:
+        now = model.state_dict()
+        own = {name: share(now[name], tensor) if name in now else tensor for name, tensor in state.items()}
         try:
-            model.load_state_dict(state)
+            model.load_state_dict(own)
         except RuntimeError as problem:
             raise FileError(
                 f"the checkpoint holds the weights of another {self.model} than the recipe describes; "
@@ -177,6 +183,10 @@ class Checkpoint:
             average=parts["average"],
             scaler=facts.get("scaler", {}),
         )
+
+
+def _whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: whole(tensor) for name, tensor in tensors.items()}
 
 
 def weights_of(model: nn.Module) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """One update: from a batch to its loss, the gradients, and the optimiser's step.
 
 Processes that train together each hold a part of the batch and average their gradients (PyTorch's
-DistributedDataParallel around the loss itself, so that a method may call its model as often as it likes). A process may
+DistributedDataParallel around the loss itself, so that a method may call its model as often as it likes; a network that
+is spread over them averages its own). A process may
 work through its part in several steps, one after the other (`accumulation`), where it does not fit into memory at once.
 """
 
@@ -20,6 +21,7 @@ from bessemer.data import Batch
 from bessemer.training.methods import Method
 from bessemer.training.methods.method import Losses
 from bessemer.training.optimizers import SGD
+from bessemer.training.sharding import is_spread
 
 # running statistics are synchronised by the norms themselves, or meant to be each process's own; torch changes the name
 _OWN_BUFFERS: dict[str, Any] = (
@@ -44,7 +46,7 @@ class Update:
         self.model, self.method, self.optimizer, self.accumulation = model, method, optimizer, accumulation
         device = next(model.parameters()).device
         self._objective: nn.Module = _Objective(model, device.type, PRECISIONS[precision])
-        if processes.place()[1] > 1:
+        if processes.place()[1] > 1 and not is_spread(model):
             places = [device] if device.type == "cuda" else None
             self._objective = DistributedDataParallel(self._objective, places, **_OWN_BUFFERS)
         self.scaler = torch.amp.GradScaler(device.type, enabled=precision == "float16")

@@ -106,7 +106,10 @@ def run(
         "beta": betas,
         "epsilon": epsilons,
         "regular": regular,
-        **{measure: np.where(np.isnan(surface), None, surface).tolist() for measure, surface in surfaces.items()},
+        **{
+            measure: [[None if math.isnan(value) else value for value in row] for row in surface.tolist()]
+            for measure, surface in surfaces.items()
+        },
     }
     facts = provenance(
         seed=0,

@@ -1,0 +1,52 @@
+"""A network spread over the processes, for one that does not fit into the memory of each (PyTorch's FSDP2).
+
+Every process keeps a share of each weight, of its gradient and of its velocity; a block is put together for its forward
+and backward pass and taken apart again. S. Rajbhandari et al., "ZeRO: memory optimizations toward training trillion
+parameter models", 2020, stage 3. Files hold whole tensors, so a run may go on spread over other processes, or not at
+all.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from bessemer import processes
+
+
+def spread(model: nn.Module) -> None:
+    """Spread a network's weights over all processes, in place, block by block.
+
+    A block is what stands in an `nn.Sequential` and is none itself. The optimiser must be made afterwards.
+    """
+    device = next(model.parameters()).device
+    model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP knows no other layout
+    mesh = init_device_mesh(device.type, (processes.place()[1],))
+    for parent in list(model.modules()):
+        if isinstance(parent, nn.Sequential):
+            for block in parent:
+                if not isinstance(block, nn.Sequential) and next(block.parameters(), None) is not None:
+                    fully_shard(block, mesh=mesh)
+    # taken apart after each forward pass: an attack freezes the shares, and a whole weight would stay frozen
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
+
+
+def is_spread(model: nn.Module) -> bool:
+    """Whether a process holds only its share of the weights: forward passes must then be made by all at once."""
+    return isinstance(next(model.parameters(), None), DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be spread; every process must ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def share(like: Tensor, tensor: Tensor) -> Tensor:
+    """What a process holds of a whole tensor, where it holds only a share of `like`."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    with torch.no_grad():
+        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
