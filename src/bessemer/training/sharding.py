@@ -8,11 +8,11 @@ all.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from bessemer import processes
 
@@ -22,6 +22,8 @@ def spread(model: nn.Module) -> None:
 
     A block is what stands in an `nn.Sequential` and is none itself. The optimiser must be made afterwards.
     """
+    from torch.distributed.fsdp import fully_shard  # noqa: PLC0415  (a second that others need not wait)
+
     device = next(model.parameters()).device
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP knows no other layout
     mesh = init_device_mesh(device.type, (processes.place()[1],))
@@ -36,17 +38,25 @@ def spread(model: nn.Module) -> None:
 
 def is_spread(model: nn.Module) -> bool:
     """Whether a process holds only its share of the weights: forward passes must then be made by all at once."""
-    return isinstance(next(model.parameters(), None), DTensor)
+    return _lies_in_shares(next(model.parameters(), None))
 
 
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be spread; every process must ask for it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    spread_out: Any = tensor
+    return spread_out.full_tensor() if _lies_in_shares(tensor) else tensor
 
 
 def share(like: Tensor, tensor: Tensor) -> Tensor:
     """What a process holds of a whole tensor, where it holds only a share of `like`."""
-    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+    if not _lies_in_shares(like) or _lies_in_shares(tensor):
         return tensor
+    from torch.distributed.tensor import distribute_tensor  # noqa: PLC0415  (as above)
+
+    place: Any = like
     with torch.no_grad():
-        return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements)
+        return distribute_tensor(tensor.to(like.device), place.device_mesh, place.placements)
+
+
+def _lies_in_shares(tensor: Tensor | None) -> bool:
+    return hasattr(tensor, "full_tensor")  # a DTensor
