@@ -26,6 +26,7 @@ SAYS = {
     "compare_two_runs": r"adversarial-digits: .* in the worst case at Linf:0.1\nSide by side in compare\.html",
     "how_robust_is_my_model": r"Reasons to doubt these figures: none found\. The page is how_robust\.html",
     "is_this_gradient_hidden": r"logits × 100: .*\n(.*\n)* *doubt \(PGD-20\): the margin loss beats cross-entropy",
+    "one_network_two_batch_norms": r"clean images alone .* +0\.0%\n(.*\n)*both, mixture norm, adv.* +\d\d",
     "put_an_attack_together": r"GradientAttack\(threat=Linf\(0.08\).*\n(.*\n)*PGD-10 on a loss of my own leaves",
     "train_with_bang_in_your_own_loop": r"regular: 9\d.*\nBANG: 9\d.* right, the first logit leads by",
     "what_did_adversarial_training_purify": r"all layers: .* 0\.\d+ \(medians\)\n\d+% of the neurons .* purified\.html",
