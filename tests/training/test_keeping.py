@@ -137,3 +137,22 @@ def test_settings_that_cannot_be_are_refused(change, said):
 def test_balancing_is_not_done_in_parts():
     with pytest.raises(UsageError, match="BANG balances each sample against the largest of its batch"):
         recipe("training.accumulation=2", name="bang-digits")
+
+
+def test_a_compiled_run_is_the_plain_one_up_to_rounding(tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_cheaply(module):  # the real one takes a minute; the graph is the same
+        compiled.append(module)
+        module._compiled_call_impl = torch.compile(module._call_impl, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_cheaply)
+    attacked = 'method={name="adversarial", attack={name="fgsm", threat="Linf:0.1"}}'
+    train(recipe(attacked), tmp_path / "plain")
+    assert not compiled
+    train(recipe(attacked, "training.compile=true"), tmp_path / "compiled")
+    assert len(compiled) == 1
+    one, other = (Checkpoint.read(newest(tmp_path / name)).weights for name in ("plain", "compiled"))
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(other[name], tensor, rtol=1e-4, atol=1e-6)
