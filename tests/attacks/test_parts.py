@@ -1,5 +1,6 @@
 """The parts of gradient attacks against their definitions, and the attacks they make against theirs."""
 
+import inspect
 import math
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from bessemer.attacks.parts import (
     OnceConfident,
     RandomClass,
     Signs,
+    SometimesNatural,
     Steepest,
     Stepping,
     Uniform,
@@ -145,6 +147,40 @@ def test_signs_go_a_share_of_the_way_along_the_steepest_direction_of_noise(share
     sphere = (images + share * 0.5 * unit).clamp(0, 1)
     torch.testing.assert_close(Signs(share).point(L2(0.5), images, 3, INDEX), sphere)
     assert not torch.equal(Signs(share).point(L2(0.5), images, 4, INDEX), sphere)
+
+
+def test_a_start_that_is_sometimes_natural_is_drawn_once_for_a_batch(batch):
+    images, _ = batch
+    threat, start = Linf(0.1), SometimesNatural(0.2)
+    natural = 0
+    for seed in range(2000):
+        point = start.point(threat, images[:2], seed, INDEX[:2])
+        whole = torch.equal(point, images[:2])
+        natural += whole
+        assert whole or torch.equal(point, threat.sample(images[:2], seed, INDEX[:2]))
+    # five standard deviations of a binomial around 400
+    assert abs(natural - 400) < 5 * math.sqrt(2000 * 0.2 * 0.8)
+    # a process that holds other images of the batch draws the same
+    seeds = range(40)
+    drawn = [torch.equal(start.point(threat, images[:5], seed, INDEX[:5]), images[:5]) for seed in seeds]
+    other = [torch.equal(start.point(threat, images[5:], seed, INDEX[5:]), images[5:]) for seed in seeds]
+    assert drawn == other
+    assert len(set(drawn)) == 2
+    assert torch.equal(SometimesNatural(1).point(threat, images, 0, INDEX), images)
+    assert torch.equal(SometimesNatural(0).point(threat, images, 0, INDEX), threat.sample(images, 0, INDEX))
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.01, math.nan])
+def test_a_share_of_batches_lies_between_none_and_all(share):
+    with pytest.raises(UsageError, match="a share of the batches from 0 to 1"):
+        SometimesNatural(share)
+
+
+def test_every_part_has_a_name_in_recipes():
+    kinds = [kind for kind in vars(parts).values() if isinstance(kind, type) and kind.__module__ == parts.__name__]
+    named = {part for _, by_name in parts.PARTS.values() for part in by_name.values()}
+    assert {kind for kind in kinds if not inspect.isabstract(kind)} == named
+    assert all(issubclass(part, kind) for kind, (_, by_name) in parts.PARTS.items() for part in by_name.values())
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, math.nan])
@@ -333,6 +369,21 @@ def test_bim_and_mifgsm_are_their_loops(threat, model, batch):
         torch.testing.assert_close(last(model, images, labels), visited[-1])
 
 
+def test_pgd_returns_its_last_point_where_that_is_asked_for(model, batch):
+    images, labels = batch
+    eps, size, steps = 0.1, 0.04, 5
+    x = images
+    for _ in range(steps):
+        g, _ = climb(model, x, labels)
+        x = (x + size * g.sign()).clamp(images - eps, images + eps).clamp(0, 1)
+    attack = PGD(Linf(eps), steps, size, random_start=False, last=True)
+    outcome = attack.run(model, images, labels)
+    torch.testing.assert_close(outcome.images, x, rtol=0, atol=0)
+    assert set(outcome.forwards.tolist()) == set(outcome.backwards.tolist()) == {steps}
+    with pytest.raises(UsageError, match="PGD: restarts are united by their worst points"):
+        PGD(Linf(eps), restarts=2, last=True)
+
+
 # what other libraries do at import is theirs
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::SyntaxWarning")
 def test_torchattacks_takes_the_same_steps(model, batch):
@@ -372,8 +423,9 @@ def test_an_attack_of_your_own_in_five_lines(model, batch):
 WRITTEN = [
     GradientAttack(Linf(8 / 255), 50, "dlr", Likely(2), Natural(), Momentum(0.9), Cosine(0.5), GreyLevels()),
     GradientAttack(L2(0.5, box=None), stop=OnceConfident(0.1), restarts=2, aim=RandomClass(), start=Signs(0.25)),
+    GradientAttack(L2(0.5), 3, start=SometimesNatural(0.3)),
     GradientAttack(L1(12), step_size=AtLeast(0.02), direction=Steepest(), last=True),
-    PGD(Linf(0.1), steps=7, loss="margin", random_start=False),
+    PGD(Linf(0.1), steps=7, loss="margin", random_start=False, last=True),
     RFGSM(L2(0.7), 0.25),
     BIM(Linf(0.1), 3),
     MIFGSM(Linf(0.1), 3, decay=0.5),

@@ -296,6 +296,15 @@ def test_saved_images_of_a_larger_evaluation_do_not_stay_behind(evaluate):
     assert {path.name for path in Path("adv").iterdir()} == {"adversarial-000000.npz", "mine.npz"}
 
 
+def test_a_curve_over_the_steps_is_told_at_every_budget_with_its_interval(evaluate):
+    code, out, _ = evaluate(f"{OWN} --data digits --suite pgd-curve --samples 4 --json a.json")
+    assert code == 0
+    curve = Evaluation.read("a.json").over_budgets()
+    assert len(curve) == 9
+    told = "; ".join(f"{count:,}: {share}" for count, share in curve.items())
+    assert f"right after so many steps, {told}" in out
+
+
 def test_a_budget_says_what_it_plans_and_keeps_to_it(evaluate):
     code, _, err = evaluate(f"{OWN} --data digits --budget 100s --samples 12 --json a.json")
     assert code == 0

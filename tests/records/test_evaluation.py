@@ -216,6 +216,22 @@ def test_robust_accuracy_after_fewer_steps_is_read_off_the_passes(cascade):
     assert [share.count for share in cascade.over_steps("A", [0, 1, 2, 6])] == [4, 4, 3, 3]
 
 
+def test_the_budgets_of_a_curve_are_runs_of_their_own_or_read_off_the_longest(cascade):
+    long, other = cascade.attack("A"), cascade.attack("B")
+    whole = replace(long, name="PGD-100")
+    curve = replace(cascade, suite="pgd-curve", attacks=[whole]).over_budgets()
+    assert list(curve) == [10, 20, 30, 50, 100]
+    assert [share.count for share in curve.values()] == [3] * 5
+    whole["forwards"][0] = 21  # image 0 fell after 20 steps
+    short = replace(long, name="PGD-10", columns={**long.columns, "prediction": cascade.label})
+    curve = replace(cascade, suite="pgd-curve-untargeted", attacks=[short, whole]).over_budgets()
+    assert [share.count for share in curve.values()] == [4, 3, 3, 3, 3]
+    assert curve[10].interval == cascade.clean_accuracy().interval
+    # B did not meet every right image; another suite's PGD-100 may have had other steps
+    assert replace(cascade, suite="pgd-curve", attacks=[replace(other, name="PGD-100")]).over_budgets() == {}
+    assert replace(cascade, attacks=[whole]).over_budgets() == {}
+
+
 def test_distances_unite_the_minimal_attacks_of_a_norm(evaluation):
     minimal = replace(evaluation.attacks[2], norm="Linf")
     found = replace(evaluation, attacks=[*evaluation.attacks[:2], minimal]).distances("Linf")

@@ -52,7 +52,7 @@ def browser(tmp_path_factory):
 def page(three_runs, cascade, minimal, tmp_path_factory):
     """Every part that a page can have."""
     curves = [Curve(name, "Linf", [0.0, 0.1, 0.2], [6, 4, 2], 8) for name in ("first", "second", WORST)]
-    steps = replace(cascade, suite="pgd-2000", attacks=[replace(cascade.attacks[0], name="PGD-2000")], specimens=[])
+    steps = replace(cascade, suite="pgd-curve", attacks=[replace(cascade.attacks[0], name="PGD-2000")], specimens=[])
     more = [replace(cascade, curves=curves), minimal, steps]
     runs = [replace(run, evaluations=[*run.evaluations, *more]) for run in three_runs]
     return report(runs, tmp_path_factory.mktemp("page") / "report.html", compare=True)

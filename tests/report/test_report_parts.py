@@ -156,14 +156,14 @@ def test_robust_accuracy_is_told_over_the_steps_of_pgd_on_a_logarithmic_axis(tmp
     # of ten right images three fall, with the forward passes after 15, 15 and 400 steps
     forwards = [16, 16, 401] + [2000] * 7
     attacks = {
-        "PGD-10": ("bounded", "", {"forwards": np.full(10, 11)}),
+        "PGD-10": ("bounded", "", {"prediction": [1] + [0] * 9, "forwards": np.full(10, 11)}),
         "PGD-2000": ("bounded", "", {"prediction": [1] * 3 + [0] * 7, "forwards": forwards}),
     }
-    evaluation = judged("m", np.zeros(10), np.zeros(10), attacks, suite="pgd-2000")
+    evaluation = judged("m", np.zeros(10), np.zeros(10), attacks, suite="pgd-curve")
     page = Page(report([evaluation], tmp_path / "r.html"))
     told = {row[0]: row[1].split(" [")[0] for row in rows(page, "Robust accuracy after so many steps")[1:]}
     assert told == {
-        "10": "100.0 %",
+        "10": "90.0 %",  # of a run of its own
         **dict.fromkeys(["20", "30", "50", "100", "200"], "80.0 %"),
         **dict.fromkeys(["500", "1,000", "2,000"], "70.0 %"),
     }

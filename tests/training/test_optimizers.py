@@ -58,6 +58,54 @@ def test_equals_torchs_order_until_the_rate_drops(drop):
     assert all(torch.allclose(a, b, rtol=1e-12) for a, b in pairs) != drop
 
 
+@pytest.mark.parametrize("drop", [False, True])
+def test_nesterovs_momentum_equals_torchs_until_the_rate_drops(drop):
+    ours, theirs = small_model(), small_model()
+    settings = {"momentum": 0.9, "weight_decay": 0.01, "nesterov": True}
+    optimizers = [SGD(ours.parameters(), 0.1, **settings), torch.optim.SGD(theirs.parameters(), 0.1, **settings)]
+    for step in range(5):
+        for model, optimizer in zip((ours, theirs), optimizers, strict=True):
+            if drop and step == 2:
+                optimizer.param_groups[0]["lr"] = 0.01
+            give_gradients(model, step)
+            optimizer.step()
+    pairs = list(zip(ours.parameters(), theirs.parameters(), strict=True))
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in pairs) != drop
+
+
+def test_nesterovs_momentum_is_caffes_written_out_when_the_rate_changes():
+    model = small_model()
+    groups = parameter_groups(model, [Factor("*.bias", lr=2, decay=0)])
+    optimizer = SGD(groups, 0.1, 0.9, 0.01, nesterov=True)
+    weights = {name: value.detach().clone() for name, value in model.named_parameters()}
+    velocities = {name: torch.zeros_like(value) for name, value in weights.items()}
+    for step, rate in enumerate([0.1, 0.03, 0.2]):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        give_gradients(model, step)
+        for name, parameter in model.named_parameters():
+            lr, decay = (2 * rate, 0) if name.endswith("bias") else (rate, 0.01)
+            before = velocities[name]
+            velocities[name] = 0.9 * before + lr * (parameter.grad + decay * weights[name])
+            weights[name] = weights[name] - (1.9 * velocities[name] - 0.9 * before)
+        optimizer.step()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.detach(), weights[name], rtol=1e-13, atol=1e-13)
+
+
+def test_a_state_from_before_there_was_nesterovs_momentum_goes_on_without_it():
+    model = small_model()
+    optimizer = SGD(model.parameters(), 0.1)
+    give_gradients(model, 0)
+    optimizer.step()
+    state = copy.deepcopy(optimizer.state_dict())
+    for group in state["param_groups"]:
+        del group["nesterov"]
+    optimizer.load_state_dict(state)
+    optimizer.step()
+    assert optimizer.param_groups[0]["nesterov"] is False
+
+
 def test_momentum_is_nine_tenths_unless_said_otherwise():
     assert SGD(small_model().parameters(), 0.1).param_groups[0]["momentum"] == 0.9
 
@@ -150,7 +198,13 @@ def test_a_rule_that_matches_nothing_is_refused():
 
 @pytest.mark.parametrize(
     "settings",
-    [{"lr": -0.1}, {"lr": float("nan")}, {"lr": 0.1, "momentum": 1.0}, {"lr": 0.1, "weight_decay": -1.0}],
+    [
+        {"lr": -0.1},
+        {"lr": float("nan")},
+        {"lr": 0.1, "momentum": 1.0},
+        {"lr": 0.1, "weight_decay": -1.0},
+        {"lr": 0.1, "momentum": 0, "nesterov": True},
+    ],
     ids=str,
 )
 def test_impossible_settings_are_refused(settings):

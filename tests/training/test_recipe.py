@@ -4,7 +4,7 @@ import tomllib
 
 import pytest
 
-from bessemer.attacks import PGD
+from bessemer.attacks import PGD, GradientAttack, parts
 from bessemer.errors import UsageError
 from bessemer.threat import Linf
 from bessemer.training import Adversarial, Bang, Plain, Recipe, recipes
@@ -39,7 +39,13 @@ def test_defaults_are_filled_in():
     recipe = Recipe.from_tables(MINIMAL, "x")
     assert recipe.method == Plain()
     assert recipe.tables["schedule"] == {"name": "fixed"}
-    assert recipe.tables["optimizer"] == {"lr": 0.1, "momentum": 0.9, "weight_decay": 0.0, "factors": []}
+    assert recipe.tables["optimizer"] == {
+        "lr": 0.1,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "nesterov": False,
+        "factors": [],
+    }
     assert recipe.tables["model"] == {"name": "digits-net", "classes": 10, "dropout": 0.0}
 
 
@@ -49,6 +55,28 @@ def test_methods_and_attacks_nest():
     expected = Bang(epsilon={"conv*": 0.8, "*": 0.5}, inside=Adversarial(attack, clean_share=1.0))
     assert recipe.method == expected
     assert Recipe.from_tables(tomllib.loads(recipe.to_toml()), "x").method == expected
+
+
+def test_the_parts_of_an_attack_nest_too():
+    attack = {
+        "name": "gradient",
+        "threat": "Linf:16/255",
+        "steps": 30,
+        "aim": {"name": "random-class"},
+        "start": {"name": "sometimes-natural", "share": 0.3},
+        "step_size": {"name": "at-least", "size": "1/255"},
+    }
+    recipe = Recipe.from_tables({**MINIMAL, "method": {"name": "adversarial", "attack": attack}}, "x")
+    expected = GradientAttack(
+        Linf(16 / 255),
+        30,
+        aim=parts.RandomClass(),
+        start=parts.SometimesNatural(0.3),
+        step_size=parts.AtLeast(1 / 255),
+    )
+    assert recipe.method == Adversarial(expected)
+    assert recipe.tables["method"]["attack"]["projection"] == {"name": "ball"}
+    assert Recipe.from_tables(tomllib.loads(recipe.to_toml()), "x") == recipe
 
 
 def test_settings_can_be_changed_from_the_command_line():
@@ -71,6 +99,9 @@ def test_settings_can_be_changed_from_the_command_line():
         (["method.name=adversarial"], "the setting attack is missing"),
         (["method.name=adversarial", 'method.attack={name="pgd", threat="L3:1"}'], "did you mean"),
         (["method.name=adversarial", 'method.attack={name="pgd", threat="Linf:0.1", steps=0}'], "PGD: needs"),
+        (["method.name=adversarial", 'method.attack={name="gradient", threat="Linf:0.1", aim={name="random"}}'],
+         r"method\.attack\.aim\.name: aim: 'random' is not known; did you mean 'random-class'\?"),
+        (["optimizer.nesterov=true", "optimizer.momentum=0"], "optimizer: nesterov is a kind of momentum"),
         (["augmentation.crop=-1"], "augmentation: .*negative"),
         (["optimizer.factors=3"], r"should be a list of tables"),
         (["seed=1.5"], "seed: .*integer"),

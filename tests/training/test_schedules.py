@@ -42,6 +42,15 @@ def test_step_equals_torchs():
     assert rates(Step(at=(5, 6, 11), factor=0.3), 15) == pytest.approx(expected)
 
 
+def test_step_with_a_warmup_is_torchs_climb_times_torchs_drops():
+    climb = torch_rates(lambda o: lr_scheduler.LinearLR(o, 1 / 16, 1, total_iters=5), 20)
+    drops = torch_rates(lambda o: lr_scheduler.MultiStepLR(o, [8, 12], gamma=0.1), 20)
+    found = rates(Step(at=(8, 12), warmup=5, start=1 / 16), 20)
+    assert found == pytest.approx([one * other for one, other in zip(climb, drops, strict=True)])
+    assert 1.6 * found[0] == pytest.approx(0.1)
+    assert rates(Step(at=(3,)), 5) == pytest.approx([1, 1, 1, 0.1, 0.1])
+
+
 @pytest.mark.parametrize("final", [0.0, 0.1])
 def test_cosine_equals_torchs(final):
     expected = torch_rates(lambda o: lr_scheduler.CosineAnnealingLR(o, 40, eta_min=final), 40)
@@ -89,6 +98,8 @@ def test_past_the_end_the_rate_stays(schedule):
         ("step", {"at": (0, 5)}, "at"),
         ("step", {"at": (0.5,)}, "at"),
         ("step", {"at": (5,), "factor": 0}, "factor"),
+        ("step", {"at": (5,), "warmup": -1}, "warmup"),
+        ("step", {"at": (5,), "start": 1.5}, "start"),
         ("cosine", {"warmup": -1}, "warmup"),
         ("cosine", {"warmup": 0.5}, "warmup"),
         ("cosine", {"final": 2}, "final"),

@@ -22,6 +22,7 @@ from bessemer.training.checkpoint import newest
 from bessemer.training.schedules import Fixed
 from bessemer.training.stalling import stalling, stalling_of
 from bessemer.training.trainer import loop
+from bessemer.training.update import Update
 
 N = 12
 
@@ -341,7 +342,8 @@ def test_training_with_dropout_and_batch_norm_ends_in_the_same_bits(method):
         with ExitStack() as until_done:
             prepared = method.prepare(model, until_done)
             optimizer = SGD([{"params": [each for each in prepared.parameters() if each.requires_grad]}], 0.1, 0.9)
-            loop(prepared, Stream(), method, optimizer, Fixed(), 0.1, 5, after_step)
+            update = Update(prepared, method, optimizer)
+            loop(prepared, Stream(), update, optimizer, Fixed(), 0.1, 5, after_step)
         return {**model.state_dict(), "random": torch.get_rng_state()}
 
     assert same(trained(measured=True), trained(measured=False))

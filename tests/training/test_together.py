@@ -303,6 +303,10 @@ def adapted(*changes, name="bang-digits"):
         ([adapted("method.beta=0.0")], "need one beta for all layers, above 0, found 0.0"),
         ([adapted(name="adversarial-digits")], "only plain training, and BANG around it .* not Adversarial"),
         ([adapted("method.contributing=0.5")], "only plain training, and BANG around it .*contributing=0.5"),
+        ([adapted("training.precision=bfloat16")], "models trained together have no precision of their own"),
+        ([adapted("training.average=0.9")], "have no average of their own"),
+        ([adapted("norm.name=group")], "have no norm of their own"),
+        ([adapted("evaluation.checkpoint=best")], "have no checkpoint of their own"),
         ([], "need a folder each, not 0 recipes"),
     ],
 )

@@ -112,6 +112,26 @@ class Uniform(Start):
 
 
 @dataclass(frozen=True)
+class SometimesNatural(Start):
+    """The image itself for a share of all batches, a random point of the ball for the others: one draw for a batch.
+
+    Xie et al., "Feature denoising for improving adversarial robustness", 2019, train so, with a share of 0.2 (in their
+    code each GPU draws for its own images). The draw depends on the seed alone, so processes that share a batch agree.
+    """
+
+    share: float = 0.2
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise UsageError(f"SometimesNatural needs a share of the batches from 0 to 1, found {self.share}")
+
+    def point(self, threat: Threat, images: Images, seed: int, index: Int[Tensor, " n"]) -> Images:
+        """The draw by the seed; the point by seed and index."""
+        drawn = randomness.uniform((), seed, torch.zeros(1, dtype=torch.int64), stream=12).item()
+        return images if drawn < self.share else threat.sample(images, seed, index)
+
+
+@dataclass(frozen=True)
 class Signs(Start):
     """`share` of the radius along the steepest direction of Gaussian noise: for Linf a random corner, drawn in.
 
@@ -306,3 +326,14 @@ class OnceConfident(Stop):
     def done(self, goal: Goal, logits: Float[Tensor, "n k"], reached: Bool[Tensor, " n"]) -> Bool[Tensor, " n"] | None:
         """By the margin of the caller's goal."""
         return reached & (losses.margin(goal, logits) >= self.lead)
+
+
+# by the name that recipes give them; each kind with its own name
+PARTS: dict[type, tuple[str, dict[str, type]]] = {
+    Aim: ("aim", {"as-asked": AsAsked, "random-class": RandomClass, "likely": Likely}),
+    Start: ("start", {"natural": Natural, "uniform": Uniform, "sometimes-natural": SometimesNatural, "signs": Signs}),
+    Direction: ("direction", {"stepping": Stepping, "steepest": Steepest, "momentum": Momentum}),
+    StepSize: ("step_size", {"constant": Constant, "at-least": AtLeast, "cosine": Cosine}),
+    Projection: ("projection", {"ball": Ball, "grey-levels": GreyLevels}),
+    Stop: ("stop", {"all-steps": AllSteps, "once-confident": OnceConfident}),
+}

@@ -7,7 +7,8 @@ robustness", 2019. Where each test of theirs is run:
     a larger radius never turns fewer                                  the same attack at several radii; curves unite
                                                                        smaller radii, so there it holds by construction
     more steps, more restarts change little                            the same attack with twice as many
-    convergence within the budget                                      what fell in the last quarter of the passes
+    convergence within the budget                                      what fell in the last quarter of the passes, or
+                                                                       in the second half, where a half is a run too
     chance is left at a large radius                                   the curve at Linf 0.5, where all can be grey
     an unbounded attack turns every image                              minimal attacks of many steps
     no distance exceeds that to an image of another class              median distances of minimal attacks
@@ -25,7 +26,18 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from bessemer.evaluation.paired import POINT, Call, ball, climbs, comparable, families, gain, percent, steps
+from bessemer.evaluation.paired import (
+    POINT,
+    Call,
+    ball,
+    climbs,
+    comparable,
+    exceeds,
+    families,
+    gain,
+    percent,
+    steps,
+)
 from bessemer.records import WORST, AttackRows, Curve, Evaluation, Finding, Share
 from bessemer.threat import THREATS, Images
 
@@ -37,6 +49,7 @@ def findings(evaluation: Evaluation) -> list[Finding]:
     attacks = comparable(evaluation)
     found = [finding for setting in ("steps", "restarts") for finding in _converged(evaluation, attacks, setting)]
     found += [finding for rows in evaluation.attacks for finding in _climbing(evaluation, rows)]
+    found += [finding for rows in attacks for finding in _plateau(evaluation, rows)]
     found += _monotone(evaluation, attacks)
     found += _large_budget(evaluation)
     found += _unbounded(evaluation, [rows for rows in attacks if _minimal(rows) and not _ray(rows)])
@@ -90,11 +103,10 @@ def _grows(
 
 
 def _climbing(evaluation: Evaluation, rows: AttackRows) -> list[Finding]:
-    # an image leaves the attack with the forward pass that finds it misclassified
     fallen = evaluation.turned(rows.name)
     budget = int(rows["forwards"].max(initial=0))
-    if not climbs(rows) or (fallen.any() and rows["forwards"][fallen].min() == budget):
-        return []  # nobody leaves early, so the passes do not say when an image fell
+    if not climbs(rows) or _halves(rows) or not _leaves_early(evaluation, rows):
+        return []
     late = Share(int((fallen & (rows["forwards"] > 0.75 * budget)).sum()), int(evaluation.right.sum()))
     climbing = late.value >= 2 * POINT and bool(evaluation.survivors(rows.name).any())
     return [
@@ -109,6 +121,46 @@ def _climbing(evaluation: Evaluation, rows: AttackRows) -> list[Finding]:
             attack=rows.name,
         )
     ]
+
+
+def _plateau(evaluation: Evaluation, rows: AttackRows) -> list[Finding]:
+    if not _halves(rows) or not _leaves_early(evaluation, rows):
+        return []
+    budget = int(Call.of(rows).get("steps"))
+    half, whole = evaluation.over_steps(rows.name, [budget // 2, budget])
+    fell = half.count - whole.count
+    # the longer run holds the shorter, so the images that only one of them turned are all the longer one's
+    falling = fell >= POINT * len(evaluation) and exceeds(fell, fell, 0.5)
+    return [
+        Finding(
+            name="still falling at the last budget",
+            verdict="doubt" if falling else "trust",
+            figure=f"{rows.name} leaves {percent(half)} standing after {budget // 2:,} steps, {percent(whole)} after "
+            f"{budget:,}",
+            meaning=f"Twice the steps still turn {100 * fell / len(evaluation):.1f} points more images: there is no "
+            "plateau, and more steps would find more yet."
+            if falling
+            else "Twice the steps do not turn significantly more images: more of them would find next to nothing.",
+            advice="Double the steps until the curve is flat; rank no networks by this budget." if falling else "",
+            attack=rows.name,
+        )
+    ]
+
+
+def _halves(rows: AttackRows) -> bool:
+    """Whether the first half of its steps is the attack with half the steps: one run, steps of a size that is given."""
+    call = Call.of(rows)
+    kind, _, size = call.get("step_size").partition("(size=")
+    if call.names != ("GradientAttack",) or call.get("restarts") != "1" or kind != "AtLeast":
+        return False
+    half = int(call.get("steps")) // 2
+    return half > 0 and ball(rows.threat)[1] / half <= float(size.removesuffix(")"))
+
+
+def _leaves_early(evaluation: Evaluation, rows: AttackRows) -> bool:
+    """Whether images leave with the forward pass that finds them misclassified: then the passes say when each fell."""
+    fallen = evaluation.turned(rows.name)
+    return not fallen.any() or bool(rows["forwards"][fallen].min() < rows["forwards"].max(initial=0))
 
 
 # --- the radius ------------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from bessemer.attacks import (
 )
 from bessemer.attacks.attack import Model
 from bessemer.errors import UsageError, unknown
+from bessemer.records import BUDGETS
 from bessemer.threat import L1, Linf, Threat
 
 
@@ -119,18 +120,27 @@ def minimal(threat: Threat | None) -> Suite:
     return Suite(suite, {name: attack for norm in norms for name, attack in by_norm[norm].items()})
 
 
-def pgd_2000(threat: Threat | None) -> Suite:
-    """PGD towards a random other class, 10 and 2,000 steps; what is left after 20, 50, … is read off the passes.
+def pgd_curve(threat: Threat | None, targeted: bool = True) -> Suite:
+    """PGD of 10, 20, 30, 50, … 2,000 steps towards a random other class, or away from the label: is there a plateau?
 
-    Xie and Yuille, "Intriguing properties of adversarial training at scale", 2020: eps 16/255, steps of
+    Xie and Yuille, "Intriguing properties of adversarial training at scale", 2020: Linf 16/255, steps of
     max(1/255, eps / steps) from a random start. In other norms than Linf a step is at least a 16th of the radius.
+
+    Runs whose steps are equally long are one run, stopped sooner or later, so only the budgets with longer steps (at
+    16/255 that of 10) are attacks of their own; `Evaluation.over_budgets` reads the others off the longest. There an
+    image counts as fallen from the first step that fools the model on; where the paper looks at the last step alone,
+    it may have stood again.
     """
-    threat = _needed("pgd-2000", threat)
-    size = parts.AtLeast(1 / 255 if isinstance(threat, Linf) else threat.eps / 16)
+    name = "pgd-curve" if targeted else "pgd-curve-untargeted"
+    threat = _needed(name, threat)
+    least = 1 / 255 if isinstance(threat, Linf) else threat.eps / 16
+    aim = parts.RandomClass() if targeted else parts.AsAsked()
     attacks: dict[str, Attack] = {
-        f"PGD-{steps}": GradientAttack(threat, steps, aim=parts.RandomClass(), step_size=size) for steps in (10, 2000)
+        f"PGD-{steps}": GradientAttack(threat, steps, aim=aim, step_size=parts.AtLeast(least))
+        for steps in BUDGETS
+        if steps == max(BUDGETS) or threat.eps / steps > least
     }
-    return Suite("pgd-2000", attacks)
+    return Suite(name, attacks)
 
 
 def noise(threat: Threat | None) -> Suite:
@@ -149,7 +159,7 @@ SUITES: dict[str, Callable[[Threat | None], Suite]] = {
     "checklist": checklist,
     "minimal": minimal,
     "bang": bang,
-    "pgd-2000": pgd_2000,
+    "pgd-curve": pgd_curve,
     "noise": noise,
 }
 

@@ -1,6 +1,7 @@
 """What a run leaves behind: plain data, no torch."""
 
 from bessemer.records.evaluation import (
+    BUDGETS,
     COLUMNS,
     NOT_TRIED,
     WORST,
@@ -20,6 +21,7 @@ from bessemer.records.run import RunRecord, read_metrics
 from bessemer.records.sweep import Sweep
 
 __all__ = [
+    "BUDGETS",
     "COLUMNS",
     "NOT_TRIED",
     "WORST",

@@ -27,6 +27,7 @@ Column = npt.NDArray[Any]
 
 NOT_TRIED = -1  # the prediction of an image that fell to an earlier attack of a cascade and was not attacked again
 WORST = "worst case"  # the name of the curve that unites several attacks
+BUDGETS = (10, 20, 30, 50, 100, 200, 500, 1000, 2000)  # steps after which the suite `pgd-curve` looks
 
 # one value per image; `pass_score` is NaN where it was not measured
 COLUMNS: dict[str, type] = {
@@ -282,6 +283,24 @@ class Evaluation:
         rows = self.attack(name)
         fell_after = np.where(self.turned(name), rows["forwards"] - 1, np.inf)
         return [Share(int((self.right & (fell_after > count)).sum()), len(self)) for count in steps]
+
+    def over_budgets(self) -> dict[int, Share]:
+        """Robust accuracy after so many steps, of the suite `pgd-curve`: its attacks are called PGD-10, PGD-2000.
+
+        Of a budget with a run of its own, what that leaves; of the others, what the longest run leaves by then. Empty
+        for other suites, and where some right image never met one of the attacks.
+        """
+        own = {int(match[1]): rows for rows in self.attacks if (match := re.fullmatch(r"PGD-(\d+)", rows.name))}
+        curved = bool(own) and self.suite.startswith("pgd-curve")
+        if not curved or any((rows["prediction"][self.right] == NOT_TRIED).any() for rows in own.values()):
+            return {}
+        longest = max(own)
+        return {
+            count: self.robust_accuracy(own[count].name)
+            if count in own
+            else self.over_steps(own[longest].name, [count])[0]
+            for count in sorted({*own, *(count for count in BUDGETS if count < longest)})
+        }
 
     def robust_accuracy(self, name: str) -> Share:
         """The share of all images that are right without and under the attack."""

@@ -8,21 +8,19 @@ attack, a plot per attack holds all runs. Colour always means the run; dashes an
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
 from markupsafe import Markup
 
-from bessemer.records import NOT_TRIED, WORST, Curve, Evaluation, Share
+from bessemer.records import WORST, Curve, Evaluation, Share
 from bessemer.records.evaluation import Column
 from bessemer.report import figures, tables, words
 from bessemer.report.comparison import Comparison, Entry, doubts, worst_case_doubts
 from bessemer.report.figures import Axis, Line, Look
 
 NEAREST = "nearest of all"  # the line that unites minimal attacks
-STEPS = (10, 20, 30, 50, 100, 200, 500, 1000, 2000)
 FINEST = 300  # steps of a staircase; more could not be told apart
 
 
@@ -136,11 +134,9 @@ def over_distance(groups: list[Comparison], several: bool) -> list[Plot]:
 
 
 def over_steps(groups: list[Comparison], several: bool) -> list[Plot]:
-    """How robust accuracy falls with the steps of PGD, in suites that ask for that."""
+    """How robust accuracy falls with the steps of PGD, in the suite that asks for that, targeted or not."""
     plots: list[Plot] = []
     for group in groups:
-        if not group.suite.lower().startswith("pgd-"):
-            continue
         traces = [trace for entry in group.entries for trace in _lasting(entry)]
         if traces:
             plots += _plots(
@@ -192,25 +188,11 @@ def _to_the_end(trace: Trace, end: float) -> Trace:
 
 
 def _lasting(entry: Entry) -> list[Trace]:
-    evaluation, traces = entry.evaluation, []
-    for rows in evaluation.attacks:
-        steps = _steps(rows.name)
-        counts = sorted({*(count for count in STEPS if count < steps), steps})
-        if len(counts) > 1 and not _spared(evaluation, rows.name):
-            shares = evaluation.over_steps(rows.name, counts)
-            traces.append(Trace(entry, rows.name, [float(count) for count in counts], shares))
-    return traces
-
-
-def _steps(name: str) -> int:
-    """How many steps an attack called `PGD-2000` takes; 0 for other names."""
-    match = re.match(r"PGD-(\d+)", name)
-    return int(match[1]) if match else 0
-
-
-def _spared(evaluation: Evaluation, name: str) -> bool:
-    """Whether some right image never met the attack: then it has no robust accuracy of its own."""
-    return bool((evaluation.right & (evaluation.attack(name)["prediction"] == NOT_TRIED)).any())
+    """The curve of a run, under the name of the attack it ends with."""
+    curve = entry.evaluation.over_budgets()
+    if len(curve) < 2:
+        return []
+    return [Trace(entry, f"PGD-{max(curve)}", [float(count) for count in curve], list(curve.values()))]
 
 
 def _plots(

@@ -7,7 +7,11 @@ Caffe keeps the learning rate inside the velocity:
 
 PyTorch multiplies the whole velocity by the current rate instead. The two agree while the rate is constant;
 after a drop, Caffe's velocity still carries the old rate. Source: Caffe's `SGDSolver` (`sgd_solver.cpp`),
-whose `lr_mult` and `decay_mult` are the two factors.
+whose `lr_mult` and `decay_mult` are the two factors. With Nesterov's momentum the weights go one step further along
+the new velocity (Sutskever et al., "On the importance of initialization and momentum in deep learning", 2013; Caffe's
+`NesterovSolver` writes the same as (1 + momentum) · V_new - momentum · V_old):
+
+    w <- w - (momentum · V + lr · lr_factor · (gradient + weight_decay · decay_factor · w))
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from bessemer.errors import UsageError
+from bessemer.training.sharding import share
 
 
 @dataclass(frozen=True)
@@ -67,8 +72,8 @@ class SGD(Optimizer):
     """Stochastic gradient descent with momentum, in Caffe's order.
 
     params: tensors, or groups with their own `lr_factor` and `decay_factor` (see `parameter_groups`). `lr` is
-    the rate before `lr_factor`: a schedule may set it in every group alike. Parameters without a gradient
-    stay as they are, velocity included.
+    the rate before `lr_factor`: a schedule may set it in every group alike. nesterov: with Nesterov's momentum.
+    Parameters without a gradient stay as they are, velocity included.
     """
 
     def __init__(
@@ -77,11 +82,13 @@ class SGD(Optimizer):
         lr: float,
         momentum: float = 0.9,
         weight_decay: float = 0.0,
+        nesterov: bool = False,
     ) -> None:
         defaults = {
             "lr": lr,
             "momentum": momentum,
             "weight_decay": weight_decay,
+            "nesterov": nesterov,
             "lr_factor": 1.0,
             "decay_factor": 1.0,
         }
@@ -90,6 +97,7 @@ class SGD(Optimizer):
             for setting in ("lr", "weight_decay", "lr_factor", "decay_factor"):
                 _require_range(f"SGD: {setting}", group[setting])
             _require_range("SGD: momentum", group["momentum"], below=1)
+            require_momentum(group["momentum"], group["nesterov"])
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -116,21 +124,39 @@ class SGD(Optimizer):
             torch._foreach_add_(velocities, gradients, alpha=rate)
             if decay:
                 torch._foreach_add_(velocities, weights, alpha=rate * decay)
-            torch._foreach_sub_(weights, velocities)
+            moves = velocities
+            if group["nesterov"]:
+                moves = list(torch._foreach_mul(velocities, group["momentum"]))
+                torch._foreach_add_(moves, gradients, alpha=rate)
+                if decay:
+                    torch._foreach_add_(moves, weights, alpha=rate * decay)
+            torch._foreach_sub_(weights, moves)
         return loss
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, also one written before there was Nesterov's momentum."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group.setdefault("nesterov", False)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over the settings and velocities that `state_dict` returned."""
         super().load_state_dict(state_dict)
         # files keep no memory layout, and the fused operations want the velocity to lie as its weight does
         for weight, state in self.state.items():
-            state["velocity"] = torch.empty_like(weight).copy_(state["velocity"])
+            state["velocity"] = torch.empty_like(weight).copy_(share(weight, state["velocity"]))
 
     def _velocity(self, weight: Tensor) -> Tensor:
         state = self.state[weight]
         if not state:
             state["velocity"] = torch.zeros_like(weight)
         return state["velocity"]
+
+
+def require_momentum(momentum: float, nesterov: bool) -> None:
+    """Refuse (`UsageError`) Nesterov's momentum where there is none."""
+    if nesterov and not momentum:
+        raise UsageError("nesterov is a kind of momentum, and momentum is 0; set one of them otherwise")
 
 
 def _require_range(what: str, value: float, below: float = math.inf) -> None:

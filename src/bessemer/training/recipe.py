@@ -19,14 +19,14 @@ from typing import Any, get_args, get_type_hints
 import tomli_w
 from pydantic import TypeAdapter, ValidationError
 
-from bessemer.attacks import ATTACKS, Attack
+from bessemer.attacks import ATTACKS, Attack, parts
 from bessemer.data import SOURCES, Augmentation
 from bessemer.errors import BessemerError, UsageError, unknown
 from bessemer.models import MODELS
 from bessemer.threat import Threat, parse, read_number
-from bessemer.training.methods import METHODS, Bang, Method, WeightPerturbation
+from bessemer.training.methods import METHODS, Bang, LowRank, Method, WeightPerturbation
 from bessemer.training.norms import NORMS, Norm
-from bessemer.training.optimizers import Factor
+from bessemer.training.optimizers import Factor, require_momentum
 from bessemer.training.schedules import SCHEDULES, Schedule
 from bessemer.training.update import PRECISIONS
 
@@ -47,7 +47,8 @@ class Training:
     many parts a process works through its share of the batch, where that does not fit into memory at once. compile:
     with `torch.compile`. average: where not 0, the network that is validated and kept is the exponential moving average
     of the weights with this decay (Polyak and Juditsky, "Acceleration of stochastic approximation by averaging", 1992).
-    synchronized_norm: batch norms take their statistics over all processes; else each over its own share.
+    synchronized_norm: batch norms take their statistics over all processes; else each over its own share. sharded: each
+    process keeps only a share of the weights (`bessemer.training.sharding`), for networks that do not fit otherwise.
     """
 
     batch_size: int
@@ -63,10 +64,13 @@ class Training:
     compile: bool = False
     average: float = 0.0
     synchronized_norm: bool = True
+    sharded: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
+        if self.sharded and self.precision == "float16":
+            raise UsageError("sharded: the loss scale of float16 is not shared; take precision = 'bfloat16'")
         if not 0 <= self.average < 1:
             raise UsageError(f"average is the decay of a moving average, from 0 (off) to below 1, found {self.average}")
         if self.keep_every < 0:
@@ -119,7 +123,11 @@ class Optimizer:
     lr: float
     momentum: float = 0.9
     weight_decay: float = 0.0
+    nesterov: bool = False
     factors: tuple[Factor, ...] = ()
+
+    def __post_init__(self) -> None:
+        require_momentum(self.momentum, self.nesterov)
 
 
 # What may stand where a table has a `name`: the kinds a section or a setting can be of.
@@ -128,6 +136,7 @@ _NAMED: dict[Any, tuple[str, Mapping[str, Callable[..., Any]]]] = {
     Method: ("method", METHODS),
     Schedule: ("schedule", SCHEDULES),
     Norm: ("norm", NORMS),
+    **parts.PARTS,
 }
 
 
@@ -185,6 +194,7 @@ class Recipe:
         ):
             values[key], complete[key] = _value(kind, tables.get(key, default), key)
         _require_whole_batches(values["method"], values["training"].accumulation)
+        _require_whole_weights(values["method"], values["training"].sharded)
         return cls(name, complete, complete["seed"], complete["init"], **values)
 
     @classmethod
@@ -258,6 +268,17 @@ def _require_whole_batches(method: Method, parts: int) -> None:
         )
     if isinstance(inside := getattr(method, "inside", None), Method):
         _require_whole_batches(inside, parts)
+
+
+def _require_whole_weights(method: Method, sharded: bool) -> None:
+    """Refuse sharding where a method computes with other weights than the network's own."""
+    if sharded and isinstance(method, WeightPerturbation | LowRank):
+        raise UsageError(
+            f"training.sharded: {type(method).__name__} puts other weights in place of the network's, which a process "
+            "that holds a share of them cannot; take sharded = false, or another method"
+        )
+    if isinstance(inside := getattr(method, "inside", None), Method):
+        _require_whole_weights(inside, sharded)
 
 
 def _change(tables: Table, change: str) -> None:

@@ -47,7 +47,7 @@ from bessemer.errors import (
 from bessemer.layers.mixture_norm import in_force, routes_in_force
 from bessemer.randomness import subseed
 from bessemer.records import provenance, read_metrics, write_record, write_whole
-from bessemer.training import chain, trainer
+from bessemer.training import chain, sharding, trainer
 from bessemer.training.average import Average
 from bessemer.training.checkpoint import BEST, FOLDER, Checkpoint, newest, steps
 from bessemer.training.norms import MixtureNorm
@@ -112,6 +112,8 @@ def train(
         prepared = recipe.method.prepare(model, until_done)
         if recipe.training.compile:
             prepared.compile()
+        if recipe.training.sharded and processes.place()[1] > 1:
+            sharding.spread(prepared)
         course = _Course(recipe, folder, prepared, judged, dataset, watch, stop, note, origin)
         processes.agreed(lambda: _begin(recipe, folder, origin))
         if course.run(resume):
@@ -224,7 +226,7 @@ class _Course:
         self.batches = Batches(dataset.train, plan.batch_size, recipe.seed, plan.shuffle, recipe.augmentation, place)
         optimizer = recipe.optimizer
         groups = parameter_groups(model, optimizer.factors)
-        self.optimizer = SGD(groups, optimizer.lr, optimizer.momentum, optimizer.weight_decay)
+        self.optimizer = SGD(groups, optimizer.lr, optimizer.momentum, optimizer.weight_decay, optimizer.nesterov)
         self.update = Update(model, recipe.method, self.optimizer, plan.precision, plan.accumulation)
         self.average = Average(model, plan.average) if plan.average else None
         self.losses: list[Tensor] = []
@@ -275,7 +277,7 @@ class _Course:
         checkpoint.restore(self.model, self.optimizer)
         if self.average is not None:
             for name, tensor in checkpoint.average.items():
-                self.average.weights[name].copy_(tensor)
+                self.average.weights[name].copy_(sharding.share(self.average.weights[name], tensor))
         self.update.scaler.load_state_dict(checkpoint.scaler)
         self.batches.position, self.best = checkpoint.position, best
         self.logged, self.origin = checkpoint.metrics, checkpoint.origin
@@ -334,7 +336,8 @@ class _Course:
             return self.loss
         loss = processes.total(torch.stack(self.losses).float().mean()).item() / self.world
         if not math.isfinite(loss):
-            first = next((name for name, weight in self.model.named_parameters() if not weight.isfinite().all()), "")
+            weights = ((name, sharding.whole(weight)) for name, weight in self.model.named_parameters())
+            first = next((name for name, weight in weights if not weight.isfinite().all()), "")
             where = f" and so is {first}" if first else ""
             raise DivergedError(
                 f"the loss is {loss} at iteration {done}{where}; lower optimizer.lr (now "
@@ -349,7 +352,7 @@ class _Course:
         model = self.model
         if self.judged is not None and self.average is not None:
             model = self.judged
-            model.load_state_dict(self.average.weights)
+            model.load_state_dict({name: sharding.whole(tensor) for name, tensor in self.average.weights.items()})
         if layers.branches(model):
             model = layers.route(model, self.branch)
         loss, self.accuracy = validated(model, self.dataset.validation)
@@ -357,14 +360,19 @@ class _Course:
         plan = self.recipe.validation
         if plan.attack is not None:
             images = self.dataset.validation.first(plan.samples or len(self.dataset.validation))
-            self.robust = withstood(model, images, plan.attack, self.recipe.seed)
+            # the attack has the memory that training has: as many images at once as an update's pass
+            size = self.recipe.training.batch_size // (self.world * self.recipe.training.accumulation)
+            self.robust = withstood(model, images, plan.attack, self.recipe.seed, min(size, 500))
             line["validation_robust_accuracy"] = self.robust
         self._log(iteration=done, **line)
         if (merit := _merit(line)) > self.best:
             self.best = merit
-            processes.agreed(lambda: self._taken(done).without_course().write(self.folder, BEST))
+            taken = self._taken(done).without_course()
+            processes.agreed(lambda: taken.write(self.folder, BEST))
 
     def _note(self, done: int) -> None:
+        if sharding.is_spread(self.model):  # nobody here has the weights that there would be something to say about
+            return
         with in_force(dict.fromkeys(routes_in_force(self.model), self.branch)):
             noted = self.note(self.model)
         if noted:
@@ -383,12 +391,13 @@ class _Course:
 
     def _save(self, done: int) -> None:
         self._finite_loss(done)
-        processes.agreed(lambda: self._written(done))
+        taken = self._taken(done)
+        processes.agreed(lambda: self._written(taken))
 
-    def _written(self, done: int) -> None:
+    def _written(self, taken: Checkpoint) -> None:
         # what the checkpoint says is written must be on the disk before it
         os.fsync(self.metrics.fileno())
-        self._taken(done).write(self.folder, keep_every=self.recipe.training.keep_every)
+        taken.write(self.folder, keep_every=self.recipe.training.keep_every)
 
     def _taken(self, done: int) -> Checkpoint:
         """This moment."""
@@ -398,7 +407,7 @@ class _Course:
             self.optimizer,
             done,
             self.batches.position,
-            self.metrics.tell(),
+            0 if self.rank else self.metrics.tell(),
             self.origin,
             self.average.weights if self.average is not None else None,
             self.update.scaler.state_dict(),
@@ -472,12 +481,12 @@ def validated(model: nn.Module, split: Split, size: int = 500) -> tuple[float, f
     model.eval()
     found = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
     with torch.no_grad():
-        for images, labels, _ in _shared_out(split, size):
+        for images, labels, _ in _shared_out(split, size, model):
             logits = model(images)
             found[0] += cross_entropy(logits, labels, reduction="sum")
             found[1] += (logits.argmax(1) == labels).sum()
     model.train()
-    loss, right = (processes.total(found) / len(split)).tolist()
+    loss, right = (_summed(found, model) / len(split)).tolist()
     return loss, right
 
 
@@ -485,7 +494,7 @@ def withstood(model: nn.Module, split: Split, attack: Attack, seed: int, size: i
     """The share of images that the model gets right, and still does after the attack, over all processes."""
     found = torch.zeros(1, dtype=torch.float64, device=split.labels.device)
     model.eval()
-    for images, labels, index in _shared_out(split, size):
+    for images, labels, index in _shared_out(split, size, model):
         with torch.no_grad():
             right = (model(images).argmax(1) == labels).nonzero()[:, 0]
         truth = labels[right]
@@ -494,15 +503,25 @@ def withstood(model: nn.Module, split: Split, attack: Attack, seed: int, size: i
         with torch.no_grad():
             found += (model(outcome.images).argmax(1) == truth).sum()
     model.train()
-    return (processes.total(found) / len(split)).item()
+    return (_summed(found, model) / len(split)).item()
 
 
-def _shared_out(split: Split, size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """This process's batches of a split: images, labels, places."""
+def _shared_out(split: Split, size: int, model: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """This process's batches of a split: images, labels, places.
+
+    Where the model is spread over the processes all of them go through every batch.
+    """
     rank, world = processes.place()
-    for start in range(rank * size, len(split), world * size):
-        images, labels = split.at(slice(start, start + size))
-        yield images, labels, torch.arange(start, start + len(labels), device=labels.device)
+    together = sharding.is_spread(model)
+    for number, start in enumerate(range(0, len(split), size)):
+        if together or number % world == rank:
+            images, labels = split.at(slice(start, start + size))
+            yield images, labels, torch.arange(start, start + len(labels), device=labels.device)
+
+
+def _summed(found: Tensor, model: nn.Module) -> Tensor:
+    """What all processes found in the batches that were shared out."""
+    return found if sharding.is_spread(model) else processes.total(found)
 
 
 def require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
@@ -521,10 +540,18 @@ def require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
 def _located(recipe: Recipe) -> dict[str, Any]:
     """A recipe's tables, the run it starts from written in full: there are several ways to name a folder.
 
-    How many workers read the images changes nothing in what they read.
+    Left out is what depends on the machines, and changes nothing in what an update computes: how many workers read the
+    images, and in how many parts a process works through its share. (Batch norms see one part at a time, as they see
+    one process's share; that too may change.)
     """
     images = {key: value for key, value in recipe.tables["data"].items() if key != "workers"}
-    return {**recipe.tables, "data": images, "init": str(Path(recipe.init).resolve()) if recipe.init else ""}
+    training = {key: value for key, value in recipe.tables["training"].items() if key != "accumulation"}
+    return {
+        **recipe.tables,
+        "data": images,
+        "training": training,
+        "init": str(Path(recipe.init).resolve()) if recipe.init else "",
+    }
 
 
 def _tables(folder: Path) -> dict[str, Any]:

@@ -45,10 +45,16 @@ class Inv:
 
 @dataclass(frozen=True)
 class Step:
-    """Multiplied by `factor` at each iteration of `at`: Caffe's multistep."""
+    """Multiplied by `factor` at each iteration of `at`: Caffe's multistep.
+
+    warmup: over so many iterations the rate climbs in a straight line from `start` to 1 (Goyal et al., "Accurate, large
+    minibatch SGD", 2017, section 2.2).
+    """
 
     at: tuple[int, ...]
     factor: float = 0.1
+    warmup: int = 0
+    start: float = 0.1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "at", tuple(self.at))
@@ -58,10 +64,16 @@ class Step:
             f"step: at should be whole numbers from 1 upwards, each above the last, not {list(self.at)}",
         )
         _require(0 < self.factor < math.inf, f"step: factor should be a number above 0, not {self.factor!r}")
+        _require(
+            isinstance(self.warmup, int) and self.warmup >= 0,
+            f"step: warmup should be a whole number of iterations from 0 upwards, not {self.warmup!r}",
+        )
+        _require(0 <= self.start <= 1, f"step: start should lie between 0 and 1, not {self.start!r}")
 
     def __call__(self, iteration: int, iterations: int) -> float:
         """The multiplier; places beyond the end of the run are never reached."""
-        return self.factor ** bisect_right(self.at, iteration)
+        climbed = min(iteration / self.warmup, 1.0) if self.warmup else 1.0
+        return (self.start + (1 - self.start) * climbed) * self.factor ** bisect_right(self.at, iteration)
 
 
 @dataclass(frozen=True)

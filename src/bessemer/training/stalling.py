@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from bessemer import data, randomness
+from bessemer import data, processes, randomness
 from bessemer.data import Batch, Split
 from bessemer.errors import UsageError
 from bessemer.layers.adaptive import epsilon_for
@@ -194,7 +194,8 @@ def stalling_of(recipe: Recipe, data_dir: Path | None = None) -> Callable[[nn.Mo
     """What to note of a model while `training.train` trains it by a recipe: `stalling` on a fixed probe, as numbers.
 
     The probe is the first 500 training images in a random order of its own, without augmentation, and without attack
-    also where training is adversarial; the loss is the recipe's own. The data set is loaded when first asked.
+    also where training is adversarial; the loss is the recipe's own. It is passed through in parts as large as those of
+    training, which fit into memory. The data set is loaded when first asked.
     """
     methods = _inwards(recipe.method)
     bang = next((method for method in methods if isinstance(method, Bang)), None)
@@ -212,7 +213,8 @@ def stalling_of(recipe: Recipe, data_dir: Path | None = None) -> Callable[[nn.Mo
     def note(model: nn.Module) -> dict[str, float]:
         split = probe().to(next(model.parameters()).device)
         images, labels = split.at(slice(None))
-        size, loss = recipe.training.batch_size, _loss(methods[-1])
+        plan, loss = recipe.training, _loss(methods[-1])
+        size = plan.batch_size // (processes.place()[1] * plan.accumulation)
         return stalling(model, images, labels, **balancing, batch_size=size, loss=loss, seed=recipe.seed).numbers()
 
     return note

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,9 @@ from bessemer.records import provenance, read_metrics, write_record, write_whole
 from bessemer.training import trainer
 from bessemer.training.checkpoint import FOLDER, INITIAL, Checkpoint, step_name, steps
 from bessemer.training.methods import Method
+from bessemer.training.norms import BatchNorm
 from bessemer.training.optimizers import SGD, parameter_groups
-from bessemer.training.recipe import Recipe, difference
+from bessemer.training.recipe import Recipe, Training, Validation, difference
 from bessemer.training.run import (
     Moment,
     device_name,
@@ -138,7 +139,7 @@ class _Course:
             [run.model for run in runs], [run.recipe.method for run in runs], [run.generator for run in runs]
         )
         groups = parameter_groups(self.stack.network, optimizer.factors)
-        self.optimizer = SGD(groups, optimizer.lr, optimizer.momentum, optimizer.weight_decay)
+        self.optimizer = SGD(groups, optimizer.lr, optimizer.momentum, optimizer.weight_decay, optimizer.nesterov)
         seeds = list(dict.fromkeys(run.recipe.seed for run in runs))
         drawn = plan.shuffle or recipe.augmentation != Augmentation()
         self.batches = _Stacked(
@@ -303,6 +304,12 @@ def _require_alike(recipes: Sequence[Recipe], folders: Sequence[Path]) -> None:
     for recipe, folder in zip(recipes, folders, strict=True):
         if recipe.init:
             raise UsageError(f"{folder}: init: models trained together begin with random weights; train it by itself")
+        plain = {**asdict(Training(1, 1)), "norm": BatchNorm(), "validation": Validation(), "checkpoint": "last"}
+        asked = {**asdict(recipe.training), "norm": recipe.norm, "validation": recipe.validation}
+        asked["checkpoint"] = recipe.evaluation.checkpoint
+        for name in ("precision", "accumulation", "compile", "average", "norm", "validation", "checkpoint"):
+            if asked[name] != plain[name]:
+                raise UsageError(f"{folder}: models trained together have no {name} of their own; train it by itself")
         if found := difference(_in_common(recipes[0]), _in_common(recipe)):
             raise UsageError(
                 f"models trained together may differ in seed, method.beta and method.epsilon only, but from "
