@@ -14,6 +14,7 @@ from bessemer.threat import Linf
 from bessemer.training import SGD, Adversarial, Bang, LowRank, OnlyLayers, Recipe, fit, parameter_groups, train, trainer
 from bessemer.training import load as load_run
 from bessemer.training.schedules import Fixed
+from bessemer.training.update import Update
 
 
 @pytest.fixture
@@ -75,7 +76,8 @@ def test_goes_around_a_low_rank_update(model):
         method = OnlyLayers("0", inside=LowRank(1))
         prepared = method.prepare(model, until_done)
         optimizer = SGD(parameter_groups(prepared, []), 0.1)
-        trainer.loop(prepared, Batches(load("digits").train, 32), method, optimizer, Fixed(), 0.1, 3, lambda *_: True)
+        update, batches = Update(prepared, method, optimizer), Batches(load("digits").train, 32)
+        trainer.loop(prepared, batches, update, optimizer, Fixed(), 0.1, 3, lambda *_: True)
     assert torch.linalg.matrix_rank((model[0].weight - before).flatten(1).double(), rtol=1e-5) == 1
 
 

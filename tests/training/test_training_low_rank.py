@@ -27,6 +27,7 @@ from bessemer.training import (
 )  # fmt: skip
 from bessemer.training.checkpoint import newest
 from bessemer.training.schedules import Fixed
+from bessemer.training.update import Update
 
 
 class Net(nn.Sequential):
@@ -58,7 +59,8 @@ def trained(model, method, steps=20, lr=0.05):
         prepared = method.prepare(model, until_done)
         optimizer = SGD(parameter_groups(prepared, []), lr)
         batches = Batches(load_data("digits").train, 32, seed=1)
-        trainer.loop(prepared, batches, method, optimizer, Fixed(), lr, steps, lambda done, loss: True)
+        update = Update(prepared, method, optimizer)
+        trainer.loop(prepared, batches, update, optimizer, Fixed(), lr, steps, lambda done, loss: True)
     return model
 
 
