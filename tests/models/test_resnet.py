@@ -5,6 +5,7 @@ import torch
 from torch.nn.functional import batch_norm, conv2d, linear
 
 from bessemer.errors import UsageError
+from bessemer.layers import Denoising
 from bessemer.models import ResNet
 
 # parameters that others count for the same networks: the CIFAR networks of He et al. (0.27 M, 0.85 M, 1.7 M) and
@@ -70,3 +71,36 @@ def test_a_depth_that_is_none_is_refused(depth):
 def test_an_impossible_width_is_refused():
     with pytest.raises(UsageError, match="ResNet: width should be a whole number"):
         ResNet(width=0)
+
+
+@pytest.mark.parametrize(("depth", "filter", "first"), [(14, "gaussian", 2), (18, "mean", 1), (8, "dot-product", 3)])
+def test_denoising_blocks_end_stages_and_leave_everything_else_as_it_was(depth, filter, first):
+    torch.manual_seed(0)
+    plain = ResNet(depth=depth, width=4).eval()
+    torch.manual_seed(0)
+    denoising = ResNet(depth=depth, width=4, denoising=filter, denoise_from=first).eval()
+    state, own = denoising.state_dict(), plain.state_dict()
+    assert own.keys() < state.keys()
+    assert all(torch.equal(state[name], own[name]) for name in own)
+    ends = [isinstance(stage[-1], Denoising) for stage in denoising.stages]
+    assert ends == [number >= first for number in range(1, len(ends) + 1)]
+    assert sum(isinstance(module, Denoising) for module in denoising.modules()) == sum(ends)
+    images = torch.rand(2, 3, 32, 32)
+    assert torch.equal(denoising(images), plain(images))  # their gamma starts at 0
+    for module in denoising.modules():
+        if isinstance(module, Denoising):
+            torch.nn.init.ones_(module.norm.weight)
+    assert not torch.allclose(denoising(images), plain(images))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"denoising": "gauss"}, "did you mean 'gaussian'"),
+        ({"denoising": "mean", "denoise_from": 4}, "denoise_from should be a stage from 1 to 3"),
+        ({"denoise_from": 0}, "denoise_from should be a stage from 1 to 3"),
+    ],
+)
+def test_denoising_that_cannot_be_is_refused(settings, said):
+    with pytest.raises(UsageError, match=said):
+        ResNet(depth=8, width=4, **settings)

@@ -9,8 +9,8 @@ their depth:
   to 512 channels; where the shape changes, the short cut is a 1×1 convolution with batch norm (their option B).
 
 What differs from section 4.2: each channel is brought to mean 0 and deviation 1, where they subtract the mean image;
-dropout before the last layer, off unless asked for. Convolutions start as in "Delving deep into rectifiers" (2015), fan
-out; batch norm is PyTorch's.
+dropout before the last layer and denoising blocks, both off unless asked for. Convolutions start as in "Delving deep
+into rectifiers" (2015), fan out; batch norm is PyTorch's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
 from bessemer.errors import UsageError
+from bessemer.layers.denoising import Denoising
 from bessemer.models.standardized import StandardizedNetwork
 
 FOUR_STAGES = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
@@ -30,15 +31,30 @@ class ResNet(StandardizedNetwork):
 
     depth: 6n + 2 for three stages, 18 or 34 for four. width: channels of the first stage, doubled by each further one;
     the published widths are 16 for three stages and 64 for four. dropout: the share left out before the last layer.
+    denoising: the filter of a denoising block after the last block of a stage (`bessemer.layers.Denoising`), or "" for
+    none; denoise_from: the first stage that has one, counted from 1. The first stage's maps are as large as the images,
+    and "gaussian" compares every two of their 1,024 positions. All other weights start as without such blocks.
+
+    Raises `UsageError` for settings that describe no network.
     """
 
     image_shape = (3, 32, 32)
 
-    def __init__(self, classes: int = 10, dropout: float = 0.0, depth: int = 20, width: int = 16) -> None:
+    def __init__(
+        self,
+        classes: int = 10,
+        dropout: float = 0.0,
+        depth: int = 20,
+        width: int = 16,
+        denoising: str = "",
+        denoise_from: int = 1,
+    ) -> None:
         super().__init__(classes, dropout)
+        plan = blocks(depth)
         if isinstance(width, bool) or not isinstance(width, int) or width < 1:
             raise UsageError(f"ResNet: width should be a whole number from 1 upwards, not {width!r}")
-        plan = blocks(depth)
+        if isinstance(denoise_from, bool) or denoise_from not in range(1, len(plan) + 1):
+            raise UsageError(f"ResNet: denoise_from should be a stage from 1 to {len(plan)}, not {denoise_from!r}")
         self.stem = nn.Conv2d(3, width, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(width)
         self.stages = nn.Sequential()
@@ -56,6 +72,9 @@ class ResNet(StandardizedNetwork):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if denoising:  # last, so that everything else is drawn as without
+            for number in range(denoise_from - 1, len(plan)):
+                self.stages[number].add_module(str(plan[number]), Denoising(width << number, denoising))
 
     def forward(self, images: Float[Tensor, "n 3 32 32"]) -> Float[Tensor, "n classes"]:
         """The logits."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
+from bessemer.papers.at_scale import adv_prop, denoising, depth, mixture, pairing, ratio
 from bessemer.papers.bang import beyond, figure1, gradients, grids, noise, tables
 from bessemer.papers.feature_purification import angles, features, laboratory, low_rank, perturbations, reconstruction
 from bessemer.records import Result
@@ -24,13 +25,22 @@ EXPERIMENTS: dict[str, Callable[..., Result]] = {
     "purification-features": features.run,
     "purification-angles": angles.run,
     "purification-low-rank": low_rank.run,
+    ratio.NAME: ratio.run,
+    mixture.NAME: mixture.run,
+    depth.NAME: depth.run,
+    pairing.NAME: pairing.run,
+    denoising.NAME: denoising.run,
+    adv_prop.NAME: adv_prop.run,
 }
+_AT_SCALE = (ratio.NAME, mixture.NAME, depth.NAME, pairing.NAME, denoising.NAME, adv_prop.NAME)
 
 
 def home(name: str, scale: str) -> str:
-    """The folder of an experiment's networks: BANG's share one, and so do the figures of real networks."""
+    """The folder of an experiment's networks, which those of one paper share."""
     if name.startswith("bang"):
         return "bang"
+    if name in _AT_SCALE:
+        return "at-scale"
     shared = name.startswith("purification") and name != LABORATORY
     return f"purification-{scale}" if shared else f"{name}-{scale}"
 
