@@ -1,5 +1,7 @@
 """The cheaper copy answers like the model, and nothing counts that the model has not confirmed."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,7 +9,8 @@ from torch import nn
 from bessemer.attacks import PGD
 from bessemer.errors import ModelError
 from bessemer.evaluation import Suite, evaluate
-from bessemer.evaluation.fast import cheaper
+from bessemer.evaluation.fast import _folded, cheaper
+from bessemer.models import build
 from bessemer.threat import Linf
 
 THREAT = Linf(0.01)
@@ -102,7 +105,7 @@ def test_a_model_that_cannot_be_copied_or_answers_otherwise_is_refused(model, pa
         evaluate(fragile, (pair[0], labels), "quick", THREAT, fast=True)
 
 
-def test_a_model_that_cannot_be_traced_is_searched_unfolded(model, pair):
+def test_batch_norm_is_folded_whatever_the_forward_pass_decides(model, pair):
     class Branching(nn.Module):
         def __init__(self):
             super().__init__()
@@ -111,4 +114,37 @@ def test_a_model_that_cannot_be_traced_is_searched_unfolded(model, pair):
         def forward(self, x):
             return self.inner(x) if x.mean() > 0 else -self.inner(x)
 
-    assert cheaper(Branching(), pair[0])[1] == "channels last, bfloat16"
+    assert cheaper(Branching(), pair[0])[1] == "channels last, batch norm folded, bfloat16"
+
+
+def test_a_convolution_that_somebody_else_uses_is_left_alone():
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+            self.second, self.last = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+            self.linear = nn.Linear(4, 5)
+
+        def forward(self, x):
+            x = self.first(x)
+            x = x + self.norm(x)
+            return self.linear(self.last(self.second(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    shared = Shared().eval()
+    for norm in (shared.norm, shared.last):
+        norm.running_mean.normal_()
+        norm.running_var.uniform_(0.5, 2)
+    images = torch.rand(6, 3, 12, 12)
+    folded = _folded(copy.deepcopy(shared), images)
+    assert isinstance(folded.norm, nn.BatchNorm2d)
+    assert isinstance(folded.last, nn.Identity)
+    torch.testing.assert_close(folded(images), shared(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet", "preact-resnet", "wide-resnet"])
+def test_batch_norms_of_the_residual_networks_are_folded(name):
+    settings = {"resnet": {"depth": 8}, "preact-resnet": {"width": 8}, "wide-resnet": {"depth": 10, "widen_factor": 1}}
+    torch.manual_seed(0)
+    network, images = build(name, **settings[name]).eval(), torch.rand(6, 3, 32, 32)
+    assert "batch norm folded" in cheaper(network, images)[1]

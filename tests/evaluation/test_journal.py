@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
+from bessemer import processes
 from bessemer.attacks import PGD, Attack
 from bessemer.data import load
 from bessemer.errors import FileError, RunInUseError, UsageError
-from bessemer import processes
 from bessemer.evaluation import Suite, evaluate, memory
 from bessemer.evaluation.journal import Journal
 from bessemer.threat import Linf

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import Counter
 from copy import deepcopy
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -37,7 +38,7 @@ def cheaper(model: Model, images: Tensor) -> tuple[Model, str]:
         raise ModelError(f"the fast mode needs a copy of the model, which cannot be made: {problem}") from problem
     with torch.no_grad(), borrowed(model, images.device, 0):
         expected = model(images)
-        folded = _folded(copy)
+        folded = _folded(deepcopy(copy), images)
         done = ["bfloat16"]
         if folded is not None and (folded(images) - expected).abs().max() <= FOLDED * expected.abs().max():
             copy, done = folded, ["batch norm folded", *done]
@@ -66,25 +67,50 @@ def _in_bfloat16(copy: nn.Module) -> Model:
     return answer
 
 
-def _folded(copy: nn.Module) -> nn.Module | None:
-    """Batch norm folded into the convolutions right before it; None where the model cannot be traced."""
+def _folded(copy: nn.Module, images: Tensor) -> nn.Module | None:
+    """Batch norm folded into the convolutions right before it; None where there is nothing to fold.
+
+    Which convolution stands right before which norm, and that nothing else uses what it gives, is seen in a pass.
+    """
+    names = {module: name for name, module in copy.named_modules(remove_duplicate=False)}
+    gave: dict[int, tuple[Tensor, Any]] = {}  # the tensors are kept, so that no other gets their number
+    calls: Counter[nn.Module] = Counter()
+    before: dict[Any, tuple[Tensor, Any]] = {}
+
+    def after_convolution(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[module] += 1
+        gave[id(output)] = output, module
+
+    def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        calls[module] += 1
+        if id(inputs[0]) in gave:
+            before[module] = gave[id(inputs[0])]
+
+    hooks = [part.register_forward_hook(after_convolution) for part in names if isinstance(part, CONVOLUTIONS)]
+    hooks += [part.register_forward_pre_hook(before_norm) for part in names if isinstance(part, _BatchNorm)]
     try:
-        traced = fx.symbolic_trace(copy)
-    except Exception:  # tracing runs the model's own code, which may fail in any way; it is then left as it is
-        return None
-    parts = dict(traced.named_modules())
-    calls = [node for node in traced.graph.nodes if node.op == "call_module"]
-    times = Counter(node.target for node in calls)
-    for norm in calls:
-        before = norm.args[0] if norm.args else None
-        if not isinstance(parts[norm.target], _BatchNorm) or not isinstance(before, fx.Node):
-            continue
-        if before.op != "call_module" or len(before.users) != 1:
-            continue
-        convolution = parts[str(before.target)]
-        if isinstance(convolution, CONVOLUTIONS) and times[norm.target] == times[before.target] == 1:
-            traced.set_submodule(str(before.target), fuse_conv_bn_eval(convolution, parts[norm.target]))
-            norm.replace_all_uses_with(before)
-            traced.graph.erase_node(norm)
-    traced.recompile()
-    return traced
+        with torch.enable_grad():
+            uses = _uses(copy(images.detach().requires_grad_()))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    folded = False
+    for norm, (output, convolution) in before.items():
+        if calls[norm] == calls[convolution] == 1 and uses[output.grad_fn] == 1:
+            copy.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
+            copy.set_submodule(names[norm], nn.Identity())
+            folded = True
+    return copy if folded else None
+
+
+def _uses(logits: Tensor) -> Counter[Any]:
+    """By how many others each node of the graph behind some logits is used."""
+    counted: Counter[Any] = Counter()
+    ahead, seen = [logits.grad_fn], {logits.grad_fn}
+    while ahead:
+        for node, _ in getattr(ahead.pop(), "next_functions", ()):
+            counted[node] += 1
+            if node is not None and node not in seen:
+                seen.add(node)
+                ahead.append(node)
+    return counted

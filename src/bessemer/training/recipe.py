@@ -88,8 +88,8 @@ class Training:
 class Validation:
     """The `[validation]` section: what picks the best checkpoint, besides the last one.
 
-    attack: what the validation images must withstand to count; without one, clean accuracy picks. samples: so many of
-    them, 0 for all.
+    attack: what the validation images must withstand to count; without one, clean accuracy picks. samples: so many
+    validation images are looked at, the first ones; 0 for all.
     """
 
     attack: Attack | None = None

@@ -355,7 +355,9 @@ class _Course:
             model.load_state_dict({name: sharding.whole(tensor) for name, tensor in self.average.weights.items()})
         if layers.branches(model):
             model = layers.route(model, self.branch)
-        loss, self.accuracy = validated(model, self.dataset.validation)
+        plan = self.recipe.validation
+        images = self.dataset.validation.first(plan.samples or len(self.dataset.validation))
+        loss, self.accuracy = validated(model, images)
         line = {"validation_loss": loss, "validation_accuracy": self.accuracy}
         plan = self.recipe.validation
         if plan.attack is not None:
