@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn.functional import pad, relu
+from torch.nn.functional import avg_pool2d, pad, relu
 
 from bessemer.errors import UsageError
 from bessemer.layers.denoising import Denoising
@@ -114,7 +114,8 @@ class _Padding(nn.Module):
         self.more, self.stride = more, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        return pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more))
+        # a slice with steps would hand its gradient back in the default layout, whatever the network's is
+        return pad(avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, 0, self.more))
 
 
 def _projection(channels: int, out: int, stride: int) -> nn.Sequential:
