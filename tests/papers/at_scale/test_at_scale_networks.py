@@ -48,7 +48,7 @@ def test_plans_differ_in_what_they_say():
     def method(name):
         return recipe(name, CPU).method
 
-    attack = PGD(Linf(8 / 255), steps=5, step_size=2 / 255)
+    attack = PGD(Linf(8 / 255), steps=5, step_size=2 / 255, last=True)
     for percent in (0, 20, 40, 60, 80, 100):
         assert method(f"share-{percent}") == METHODS["adversarial"](attack=attack, clean_share=percent / 100)
     assert method("mixture") == METHODS["mixture"](attack=attack)
@@ -64,9 +64,10 @@ def test_plans_differ_in_what_they_say():
     assert recipe("group-100", CPU).tables["norm"]["name"] == "group"
     assert method("pairing") == method("pairing-mixture") == METHODS["logit-pairing"](attack=attack)
     assert method("clean") == METHODS["plain"]()
-    weak = PGD(Linf(1 / 255), steps=1, step_size=1 / 255)
+    weak = PGD(Linf(1 / 255), steps=1, step_size=1 / 255, last=True)
     assert method("advprop-weak") == METHODS["adv-prop"](attack=weak)
-    assert method("advprop-single").attack == method("advprop").attack == PGD(Linf(4 / 255), 5, 1 / 255)
+    strong = PGD(Linf(4 / 255), steps=5, step_size=1 / 255, last=True)
+    assert method("advprop-single").attack == method("advprop").attack == strong
     assert method("depth-26") == METHODS["consistent-norm"](start=624, inside=method("share-0"))
     assert method("depth-8-usual") == method("share-0")
     assert recipe("denoise-mean", CPU).model[1] == {
