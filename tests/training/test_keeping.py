@@ -7,10 +7,11 @@ import torch
 
 from bessemer.attacks import PGD
 from bessemer.data import load as load_data
-from bessemer.errors import DivergedError, UsageError
+from bessemer.errors import DataError, DivergedError, OutOfMemoryError, ProcessError, UsageError
 from bessemer.threat import Linf
 from bessemer.training import Checkpoint, Recipe, load, train
 from bessemer.training.checkpoint import newest, step_name
+from bessemer.training.update import Update
 
 SMALL = ["training.iterations=12", "training.checkpoint_every=4", "training.log_every=2", "training.validate_every=4"]
 ATTACKED = ['validation.attack={name="pgd", threat="Linf:0.1", steps=3}', "validation.samples=40"]
@@ -115,6 +116,45 @@ def test_a_loss_that_is_no_number_leaves_the_last_good_checkpoint_and_says_where
         train(recipe("optimizer.lr=1e30", "training.log_every=1"), tmp_path)
     model = load(tmp_path)
     assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("problem", "kind", "said"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+            OutOfMemoryError,
+            "out of memory with 64 images at a time; take training.accumulation = 2 .*training.precision",
+        ),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried"),
+            OutOfMemoryError,
+            "out of memory with 64 images at a time",
+        ),
+        (
+            RuntimeError("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:547] Connection closed by peer"),
+            ProcessError,
+            "another process of this job ended, and says why; .*--resume",
+        ),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."),
+            DataError,
+            "a process that reads images ended: DataLoader worker .*fewer data.workers",
+        ),
+        (RuntimeError("something else"), RuntimeError, "^something else$"),
+    ],
+    ids=["GPU memory", "memory", "another process", "a reader", "anything else"],
+)
+def test_what_the_machine_reports_is_said_with_what_to_do(tmp_path, monkeypatch, problem, kind, said):
+    def failing(update, batch):
+        raise problem
+
+    monkeypatch.setattr(Update, "__call__", failing)
+    with pytest.raises(kind, match=said):
+        train(recipe(), tmp_path)
+    monkeypatch.undo()
+    train(recipe(), tmp_path, resume=True)
+    assert load(tmp_path).iteration == 12
 
 
 @pytest.mark.parametrize(

@@ -359,9 +359,7 @@ class _Course:
         images = self.dataset.validation.first(plan.samples or len(self.dataset.validation))
         loss, self.accuracy = validated(model, images)
         line = {"validation_loss": loss, "validation_accuracy": self.accuracy}
-        plan = self.recipe.validation
         if plan.attack is not None:
-            images = self.dataset.validation.first(plan.samples or len(self.dataset.validation))
             # the attack has the memory that training has: as many images at once as an update's pass
             size = self.recipe.training.batch_size // (self.world * self.recipe.training.accumulation)
             self.robust = withstood(model, images, plan.attack, self.recipe.seed, min(size, 500))
