@@ -18,7 +18,9 @@ def batch_norms(model: nn.Module, wanted: str) -> list[_BatchNorm]:
     """
     norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     if not norms:
-        raise UsageError(f"the model has no batch norm that could be made {wanted}; take one that has, such as a resnet")
+        raise UsageError(
+            f"the model has no batch norm that could be made {wanted}; take one that has, such as a resnet"
+        )
     for norm in norms:
         if isinstance(norm, nn.modules.lazy.LazyModuleMixin) and norm.has_uninitialized_params():
             raise UsageError(f"a lazy batch norm has no sizes yet; call the model once before it is made {wanted}")
