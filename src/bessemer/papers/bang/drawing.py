@@ -68,5 +68,7 @@ def surface(
             scale.ax.axhline(level, color=LEVEL, linewidth=2)
     if points:
         x, y = np.meshgrid(across, up)
-        axes.plot(x[~missing], y[~missing], ".", color="white", markersize=3, alpha=0.8, clip_on=False)
-        axes.plot(x[missing], y[missing], "x", color=OTHER, markersize=6, clip_on=False)
+        marks = axes.plot(x[~missing], y[~missing], ".", color="white", markersize=3, alpha=0.8, clip_on=False)
+        marks += axes.plot(x[missing], y[missing], "x", color=OTHER, markersize=6, clip_on=False)
+        for mark in marks:  # half of one on the edge takes no room of its own
+            mark.set_in_layout(False)
