@@ -148,3 +148,17 @@ def test_batch_norms_of_the_residual_networks_are_folded(name):
     torch.manual_seed(0)
     network, images = build(name, **settings[name]).eval(), torch.rand(6, 3, 32, 32)
     assert "batch norm folded" in cheaper(network, images)[1]
+
+
+def test_a_batch_norm_that_is_called_by_keyword_is_left_alone():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm, self.linear = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 10)
+
+        def forward(self, x):
+            return self.linear(self.norm(input=self.conv(x)).mean((2, 3)))
+
+    torch.manual_seed(0)
+    network = Keywords().eval()
+    assert _folded(copy.deepcopy(network), torch.rand(4, 3, 12, 12)) is None

@@ -83,7 +83,7 @@ def _folded(copy: nn.Module, images: Tensor) -> nn.Module | None:
 
     def before_norm(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         calls[module] += 1
-        if id(inputs[0]) in gave:
+        if inputs and id(inputs[0]) in gave:
             before[module] = gave[id(inputs[0])]
 
     hooks = [part.register_forward_hook(after_convolution) for part in names if isinstance(part, CONVOLUTIONS)]
