@@ -9,7 +9,7 @@ code). Here the fall is taken from the best check so far, and must also leave PG
 same images: that one's accuracy stays or climbs meanwhile (Andriushchenko and Flammarion, "Understanding and improving
 fast adversarial training", 2020), while a network that has only become worse loses both. Either fall must also be by
 more than half, since a check of a hundred images is off by several per cent. The distance from the single step alone
-says little: on MNIST at a radius of 0.3 it may be 0.5 for long while PGD accuracy still climbs. A collapse before the
+says little: at a large radius it may be wide for long while PGD accuracy still climbs. A collapse before the
 first check has no better check to fall from; so PGD accuracy below a tenth of that under the single step counts too.
 """
 
