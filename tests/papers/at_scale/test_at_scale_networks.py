@@ -12,7 +12,7 @@ from torch import nn
 
 from bessemer import layers, training
 from bessemer.attacks import PGD
-from bessemer.errors import ModelError, UsageError
+from bessemer.errors import UsageError
 from bessemer.evaluation import evaluate
 from bessemer.models import build
 from bessemer.models.cost import cost
@@ -130,26 +130,6 @@ def test_a_short_attack_is_the_beginning_of_a_long_one():
     read = networks.Found(long, long)
     assert 0 < short.survivors("PGD-30").sum() < 60
     assert (read.standing(30) == short.survivors("PGD-30")).all()
-
-
-def test_a_network_that_bfloat16_changes_is_asked_in_float32(tmp_path, monkeypatch):
-    modes = []
-
-    def asked(model, dataset, suite, *, fast, samples, name, resume, watch):
-        modes.append(fast)
-        if fast:
-            raise ModelError("in bfloat16 the model gives only 50 % of images the same class; use the exact mode")
-        return evaluate(model, (images, labels), suite, name=name, resume=resume)
-
-    images, labels = torch.rand(4, 3, 4, 4), torch.zeros(4, dtype=torch.int64)
-    model = nn.Sequential(nn.Flatten(), nn.Linear(48, 2))
-    monkeypatch.setattr(networks, "evaluate", asked)
-    monkeypatch.setattr(Work, "dataset", type("Data", (), {"test": range(4), "name": ""})())
-    work = Work(SCALES["smoke"], tmp_path)
-    for _ in range(2):  # the second time it is read
-        found = networks._asked(work, model, networks.climbing(5), tmp_path, 4, fast=True)
-    assert modes == [True, False]
-    assert len(found) == 4
 
 
 @pytest.fixture(scope="module")

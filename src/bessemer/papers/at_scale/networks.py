@@ -11,7 +11,6 @@ towards a random class; at ten classes the untargeted attack is the stronger one
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -25,12 +24,13 @@ from torch import nn
 from bessemer import data, training
 from bessemer.attacks import GaussianNoise, GradientAttack
 from bessemer.data import Dataset
-from bessemer.errors import ModelError, unknown
-from bessemer.evaluation import Stage, Suite, evaluate
+from bessemer.errors import unknown
+from bessemer.evaluation import Stage, Suite
 from bessemer.evaluation.suites import pgd_curve, through
 from bessemer.papers.at_scale.compared import share
 from bessemer.papers.at_scale.published import Printed
-from bessemer.records import BUDGETS, Evaluation, file_name
+from bessemer.papers.judged import judged
+from bessemer.records import BUDGETS, Evaluation
 from bessemer.records.evaluation import Column
 from bessemer.threat import Linf
 from bessemer.training import Moment, Recipe
@@ -343,28 +343,8 @@ def _found(work: Work, name: str, seed: int, climb: bool) -> Found:
 
 
 def _asked(work: Work, model: nn.Module, suite: Suite, folder: Path, samples: int, fast: bool) -> Evaluation:
-    """What a suite finds on the first `samples` test images, kept in the run's `records`."""
-    (threat, *_) = (str(getattr(attack, "threat", None) or "") for attack in suite.attacks.values())
-    records, images = folder / "records", min(samples, len(work.dataset.test))
-    for mode in (True, False):
-        path = records / f"{file_name(suite.name, threat, work.dataset.name, images, fast=mode)}.json"
-        if path.exists():
-            return Evaluation.read(path)
-
-    def asked(fast: bool) -> Evaluation:
-        journal = records / f"{file_name(suite.name, threat, work.dataset.name, images, fast=fast)}.partial"
-        watch = work.watch_evaluation(f"{folder.name}, {suite.name}")
-        settings: dict[str, Any] = {"samples": samples, "name": folder.name, "resume": journal, "watch": watch}
-        path = evaluate(model, work.dataset, suite, fast=fast, **settings).save(records)
-        shutil.rmtree(journal)
-        return Evaluation.read(path)
-
-    if not fast:
-        return asked(False)
-    try:
-        return asked(True)
-    except ModelError:  # what it says in bfloat16 is too far from what it says itself
-        return asked(False)
+    watch = work.watch_evaluation(f"{folder.name}, {suite.name}")
+    return judged(model, work.dataset, suite, folder, samples=samples, name=folder.name, watch=watch, fast=fast)
 
 
 def _noise(level: int) -> str:

@@ -28,7 +28,7 @@ from bessemer.attacks import FGSLine
 from bessemer.errors import unknown
 from bessemer.evaluation import SUITES, Stage, Suite
 from bessemer.papers.bang import drawing
-from bessemer.papers.bang.networks import judged
+from bessemer.papers.judged import judged
 from bessemer.papers.seeds import spread
 from bessemer.records import Claim, Evaluation, Result, Share, provenance
 from bessemer.threat import Linf
@@ -80,7 +80,7 @@ VARIANTS = {
 class Scale:
     """What changes in every recipe; the seeds; test images for `standard`, for the rest; which variants (None: all).
 
-    suite: what judges; nearest: the attack whose distances count.
+    suite: what judges, and whether it does so fast, searching in bfloat16 and confirming in float32.
     """
 
     iterations: int
@@ -90,11 +90,13 @@ class Scale:
     samples: int
     variants: tuple[str, ...] | None = None
     suite: str = "standard"
+    fast: bool = False
 
 
 SCALES = {
     "smoke": Scale(20, (), (0, 1), 4, 8, (REGULAR, "BANG"), "quick"),
-    "cpu": Scale(2000, ("data.validation=40000",), (0, 1, 2), 200, 1000),
+    # ten epochs of 10,000 images
+    "cpu": Scale(1000, ("data.validation=40000",), (0, 1, 2), 100, 1000, fast=True),
     "full": Scale(20_000, (), (0, 1, 2), 1000, 10_000),
 }
 
@@ -189,15 +191,15 @@ def _found(
     model = training.train(chosen, folder, resume=folder.exists(), data_dir=data_dir, watch=watch_training)
     dataset = data.load(chosen.data[0], data_dir, **chosen.data[1])
 
-    def ask(suite: Suite, samples: int) -> Evaluation:
-        return judged(model, dataset, suite, folder, samples=samples, name=name, watch=watch_evaluation)
+    def ask(suite: Suite, samples: int, fast: bool = False) -> Evaluation:
+        return judged(model, dataset, suite, folder, samples=samples, name=name, watch=watch_evaluation, fast=fast)
 
     rays = Suite("bang-fgs", {"FGS": FGSLine(), "FGS, margin loss": FGSLine(loss="margin")})
     minimal = SUITES["minimal"](None)
     nearest = {key: attack for key, attack in minimal.attacks.items() if key in ("DDN, L2", "FAB, L2")}
     return Found(
         ask(rays, plan.samples),
-        ask(replace(SUITES[plan.suite](RADII[VARIANTS[name].radius]), curve=()), plan.costly),
+        ask(replace(SUITES[plan.suite](RADII[VARIANTS[name].radius]), curve=()), plan.costly, plan.fast),
         ask(replace(minimal, name="minimal-l2", attacks=nearest), plan.costly),
     )
 

@@ -20,7 +20,8 @@ from bessemer.attacks import HotCold
 from bessemer.errors import unknown
 from bessemer.evaluation import SUITES, Stage
 from bessemer.papers.bang import drawing
-from bessemer.papers.bang.networks import TABLES, described, judged, trained
+from bessemer.papers.bang.networks import TABLES, described, trained
+from bessemer.papers.judged import judged
 from bessemer.records import Claim, Evaluation, Result, Share, provenance
 from bessemer.training import Moment
 

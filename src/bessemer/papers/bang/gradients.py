@@ -26,7 +26,8 @@ from bessemer.errors import unknown
 from bessemer.evaluation import SUITES, Stage, Suite
 from bessemer.evaluation.paired import exceeds, gain
 from bessemer.papers.bang import drawing
-from bessemer.papers.bang.networks import TABLES, judged, percent, trained
+from bessemer.papers.bang.networks import TABLES, percent, trained
+from bessemer.papers.judged import judged
 from bessemer.records import Claim, Evaluation, Result, Share, provenance
 from bessemer.records.evaluation import Column
 from bessemer.threat import Linf

@@ -21,7 +21,8 @@ from bessemer.errors import DivergedError, unknown
 from bessemer.evaluation import SUITES, Stage
 from bessemer.papers.bang import drawing
 from bessemer.papers.bang.drawing import Grid
-from bessemer.papers.bang.networks import TABLES, judged, rank_correlation
+from bessemer.papers.bang.networks import TABLES, rank_correlation
+from bessemer.papers.judged import judged
 from bessemer.records import Claim, Evaluation, Result, provenance
 from bessemer.training import Moment
 

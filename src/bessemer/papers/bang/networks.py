@@ -7,7 +7,6 @@ folder already is read, and what was stopped goes on where it was.
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +16,7 @@ from torch import nn
 from bessemer import data, training
 from bessemer.data import Dataset
 from bessemer.errors import unknown
-from bessemer.evaluation import Stage, Suite, evaluate
-from bessemer.records import Evaluation, Share, file_name
+from bessemer.records import Share
 from bessemer.training import Moment, Recipe
 
 COLUMNS = ("accuracy", "fgs_rate", "fgs_pass", "fgs_linf", "hc1_rate", "hc1_pass", "hc1_linf")
@@ -184,29 +182,6 @@ def trained(
     folder = runs / f"{table}-{name}-{recipe.training.iterations}"
     model = training.train(recipe, folder, resume=folder.exists(), data_dir=data_dir, watch=watch)
     return model, data.load(recipe.data[0], data_dir, **recipe.data[1]), folder
-
-
-def judged(
-    model: nn.Module,
-    dataset: Dataset,
-    suite: Suite,
-    folder: Path,
-    *,
-    samples: int | None,
-    name: str,
-    watch: Callable[[Stage], None],
-) -> Evaluation:
-    """What a suite finds on the first `samples` test images (all of them: None), kept in the run's `records`."""
-    images = min(samples or len(dataset.test), len(dataset.test))
-    threats = (getattr(attack, "threat", None) for attack in suite.attacks.values())
-    threat = next((str(threat) for threat in threats if threat is not None), "")
-    stem = file_name(suite.name, threat, dataset.name, images)
-    path = folder / "records" / f"{stem}.json"
-    if not path.exists():
-        journal = path.parent / f"{stem}.partial"
-        evaluate(model, dataset, suite, samples=samples, name=name, resume=journal, watch=watch).save(path.parent)
-        shutil.rmtree(journal)
-    return Evaluation.read(path)
 
 
 def percent(share: Share) -> float | None:

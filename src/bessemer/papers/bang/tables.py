@@ -27,7 +27,8 @@ from bessemer.data import Dataset, Split
 from bessemer.errors import unknown
 from bessemer.evaluation import SUITES, Stage, Suite
 from bessemer.papers.bang import drawing
-from bessemer.papers.bang.networks import COLUMNS, TABLES, judged, percent, rank_correlation, trained
+from bessemer.papers.bang.networks import COLUMNS, TABLES, percent, rank_correlation, trained
+from bessemer.papers.judged import judged
 from bessemer.records import Claim, Evaluation, Result, Share, provenance
 from bessemer.records.evaluation import Column
 from bessemer.training import Bang, Moment

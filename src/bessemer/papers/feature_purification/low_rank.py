@@ -27,8 +27,9 @@ from bessemer.attacks import PGD
 from bessemer.errors import unknown
 from bessemer.evaluation import Stage, Suite
 from bessemer.evaluation.paired import exceeds
-from bessemer.papers.bang.networks import judged, percent
+from bessemer.papers.bang.networks import percent
 from bessemer.papers.feature_purification import networks
+from bessemer.papers.judged import judged
 from bessemer.records import Claim, Evaluation, Result, Share, provenance
 from bessemer.threat import parse
 from bessemer.training import Moment
