@@ -54,7 +54,7 @@ def test_a_variant_differs_from_its_reference_in_what_its_name_says():
 
 def seeds(standing, distance):
     figures = {"accuracy": 70.0, "fgs_rate": 90.0, "fgs_margin_rate": 95.0, "zero_gradients": 0.0}
-    return [{**figures, "standing": one, "median_l2": distance} for one in standing]
+    return [{**figures, "standing": one, "mean_l2": distance} for one in standing]
 
 
 def test_a_network_that_gets_nothing_right_has_figures_too():
