@@ -8,8 +8,8 @@ STAMPS := .venv/stamps
 demo: $(STAMPS)/package  ## three networks, what each withstands, one page: runs/demo/report.html
 	$(BIN)/bessemer demo
 
-test: $(STAMPS)/dev  ## every test that this machine can run
-	$(BIN)/python -m pytest
+test: $(STAMPS)/dev  ## every test that this machine can run, a file at a time on each core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist loadfile
 
 check: $(STAMPS)/dev  ## format, lint, types
 	$(BIN)/ruff format --check .
