@@ -1,6 +1,7 @@
 """A run with a mixture norm on the command line: trained, judged through each branch, and reported."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +112,15 @@ def test_the_best_checkpoint_has_records_of_its_own(bessemer, trained):
     (best,) = (each for stem, each in records().items() if stem.startswith("best_"))
     assert best.model == "mix, best"
     assert load("mix", checkpoint="best").iteration in (2, 4, 6)
+
+
+def test_a_recipe_that_asks_for_the_best_weights_has_them_named_so(bessemer, trained):
+    recipe = Path(shutil.copytree("mix", "choosy")) / "recipe.toml"
+    recipe.write_text(recipe.read_text().replace('checkpoint = "last"', 'checkpoint = "best"'))
+    said = bessemer("evaluate choosy --suite quick --samples 3")
+    (best,) = Path("choosy/records").glob("best_quick*_3.json")
+    assert Evaluation.read(best).model == "choosy, best"
+    assert "has come to" not in said  # weights from before the end are what was asked for
 
 
 @pytest.mark.parametrize(

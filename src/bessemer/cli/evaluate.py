@@ -189,6 +189,7 @@ def _views(run: str, device: str, checkpoint: str, branch: str | None, attacked:
     """The network of a run, or, of one with a mixture norm, the pairs of branches that are asked for."""
     name = Path(run).resolve().name
     network: Any = training.load(run, device, checkpoint)
+    checkpoint = checkpoint or network.recipe.evaluation.checkpoint
     suffix, label = (", best", "best_") if checkpoint == "best" else ("", "")
     if network.iteration < network.recipe.training.iterations and checkpoint != "best":
         stands = f"{run} has come to iteration {network.iteration} of {network.recipe.training.iterations}"
