@@ -271,6 +271,32 @@ def test_gives_the_model_back_as_it_was(attack, fails, model, batch):
     assert torch.equal(torch.get_rng_state(), random)
 
 
+def test_gives_back_what_batch_norm_has_learned_from_a_model_that_stays_in_training_mode(model, batch):
+    class Stubborn(nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self.model = model
+
+        def train(self, mode=True):
+            return self
+
+        def forward(self, images):
+            return self.model(images)
+
+    images, labels = batch
+    stubborn = Stubborn(model.train())
+    # a graph of the caller's has saved the running statistics
+    model.norm.eval()
+    loss = model(images).sum()
+    model.norm.train()
+    state = {name: tensor.clone() for name, tensor in stubborn.state_dict().items()}
+    PGD(Linf(0.1), steps=3)(stubborn, images, labels)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in stubborn.state_dict().items())
+    loss.backward()
+    stubborn(images)
+    assert not torch.equal(model.norm.running_mean, state["model.norm.running_mean"])
+
+
 @pytest.mark.parametrize("attack", EVERY, ids=repr)
 def test_splitting_a_batch_changes_no_verdict(attack, model, batch):
     images, labels = batch

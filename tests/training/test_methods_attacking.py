@@ -11,11 +11,21 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, nll_loss, softmax
 
 from bessemer import layers, randomness
-from bessemer.attacks import PGD, DeepFool
+from bessemer.attacks import EOT, FGSM, PGD, DeepFool, GradientAttack, Worst, parts
 from bessemer.data import Batch
 from bessemer.errors import UsageError
 from bessemer.threat import L2, Linf
-from bessemer.training import Adversarial, AdvProp, Free, LogitPairing, Mart, Mixture, Plain, Trades
+from bessemer.training import (
+    Adversarial,
+    AdvProp,
+    Free,
+    LogitPairing,
+    Mart,
+    Mixture,
+    Plain,
+    Trades,
+    WeightPerturbation,
+)
 from bessemer.training.methods.divergence import divergence
 from bessemer.training.methods.mart import _boosted
 
@@ -78,6 +88,19 @@ def test_the_radius_warms_up(model, batch):
         assert (found - batch.images).abs().max() <= eps + 1e-12
 
 
+def test_the_radius_of_an_attack_inside_another_warms_up(model, batch):
+    for wrapped in (lambda attack: EOT(attack, samples=2), lambda attack: Worst((attack, FGSM(attack.threat)))):
+        method = Adversarial(wrapped(PGD(Linf(0.1), steps=3)), warmup=4)
+        found = method.attacked(model, replace(batch, iteration=0)).adversarial
+        close(found, attacked(model, batch, wrapped(PGD(Linf(0.025), steps=3))))
+
+
+def test_a_clean_share_of_no_image_is_refused(batch):
+    method = Adversarial(ATTACK, clean_share=0.2)
+    with pytest.raises(UsageError, match="0.2 of 2 images is none; take larger batches"):
+        method.loss(nn.Sequential(nn.Flatten(), nn.Linear(16, 5)).double(), batch.part(0, 4))
+
+
 def test_what_cannot_be_an_attack_on_the_network_is_refused():
     with pytest.raises(UsageError, match="attack_mode should be evaluation or training, found 'eval'"):
         Adversarial(ATTACK, attack_mode="eval")
@@ -86,6 +109,8 @@ def test_what_cannot_be_an_attack_on_the_network_is_refused():
     for method in (Adversarial, LogitPairing):
         with pytest.raises(UsageError, match="warmup needs an attack with a radius, and DeepFool has none"):
             method(DeepFool(), warmup=5)
+        with pytest.raises(UsageError, match="warmup needs an attack with a radius, and Worst has none"):
+            method(Worst((DeepFool(),)), warmup=5)
 
 
 def test_label_smoothing_comes_from_the_method_inside(model, batch):
@@ -309,6 +334,14 @@ def test_adv_prop_sends_every_image_through_each_auxiliary_branch(model, batch):
     assert method.branch == "main"
 
 
+@pytest.mark.parametrize("size", [parts.Constant, parts.AtLeast])
+def test_adv_prop_scales_the_steps_of_an_attack_put_together_from_parts(size, model, batch):
+    model = layers.mixture_norm(model)
+    found = AdvProp(GradientAttack(Linf(0.1), 3, step_size=size(0.04)), strengths=(0.25,)).attacked(model, batch)
+    weaker = GradientAttack(Linf(0.025), 3, step_size=size(0.01))
+    close(found.adversarial, attacked(layers.route(model, "adversarial"), batch, weaker))
+
+
 def test_adv_prop_with_one_auxiliary_branch_is_algorithm_1(model, batch):
     model = layers.mixture_norm(model)
     shaken(model)
@@ -345,11 +378,12 @@ def test_adv_prop_can_give_each_image_one_strength(model, batch):
         ({"auxiliary": ("clean",)}, "branches that differ"),
         ({"auxiliary": ("a", "b")}, "a number for each auxiliary branch: 2"),
         ({"strengths": (0.0,)}, "factors above 0"),
+        ({"attack": EOT(ATTACK), "strengths": (0.5,)}, "with a radius of its own: EOT has none"),
     ],
 )
 def test_branches_that_cannot_be_are_refused(settings, said):
     with pytest.raises(UsageError, match=said):
-        AdvProp(ATTACK, **settings)
+        AdvProp(**{"attack": ATTACK, **settings})
 
 
 # --- free -------------------------------------------------------------------------------------------------------------
@@ -394,6 +428,10 @@ def test_free_training_refuses_what_it_cannot_do(model, batch):
         Free(Linf(0.1), replays=0)
     with pytest.raises(UsageError, match="Free cannot be inside"):
         Free(Linf(0.1), inside=Free(Linf(0.1)))
+    for attacking in (Trades(Linf(0.1)), LogitPairing(ATTACK), WeightPerturbation(inside=Adversarial(ATTACK))):
+        with pytest.raises(UsageError, match="which attacks them, cannot be inside"):
+            Free(Linf(0.1), inside=attacking)
+    Free(Linf(0.1), inside=LogitPairing(form="squeezing"))
     losses = Free(Linf(0.1)).losses(model, batch)
     next(losses)
     with pytest.raises(UsageError, match="needs the backward pass"):

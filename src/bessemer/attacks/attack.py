@@ -500,7 +500,7 @@ def borrowed(model: Model, device: torch.device, seed: int) -> Iterator[None]:
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     # a model may write into its buffers, or put others in their place
     places = [(part, dict(part._buffers)) for part in module.modules()]
-    buffers = [(buffer, buffer.clone(), buffer._version) for buffer in module.buffers()]
+    buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
     cuda = {tensor.device for tensor in (*module.parameters(), *module.buffers())} | {device}
     cuda = {place for place in cuda if place.type == "cuda"}
     with torch.random.fork_rng(devices=list(cuda)):
@@ -518,11 +518,9 @@ def borrowed(model: Model, device: torch.device, seed: int) -> Iterator[None]:
             for part, before in places:
                 if not isinstance(part, torch.jit.ScriptModule):  # there no call can put another in its place
                     part._buffers.update(before)
-            with torch.no_grad():
-                for buffer, content, version in buffers:
-                    # an untouched buffer must stay untouched: the caller's own graph may have saved it
-                    if buffer._version != version:
-                        buffer.copy_(content)
+            for buffer, content in buffers:
+                # not buffer.copy_: the caller's own graph may have saved it, and would take it for changed
+                buffer.data.copy_(content)
 
 
 def _seed(seed: int, cuda: set[torch.device]) -> None:

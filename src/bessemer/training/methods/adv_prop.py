@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from bessemer.attacks import Attack
+from bessemer.attacks.parts import AtLeast, Constant
 from bessemer.data import Batch
 from bessemer.errors import UsageError
 from bessemer.layers import report_misclassified, route
@@ -60,8 +61,10 @@ class AdvProp(Attacking):
             )
         if not all(0 < strength < math.inf for strength in self.strengths):
             raise UsageError(f"strengths are factors above 0, found {self.strengths}")
-        if set(self.strengths) != {1.0} and not hasattr(self.attack, "threat"):
-            raise UsageError(f"strengths need an attack with a radius, and {type(self.attack).__name__} has none")
+        if set(self.strengths) != {1.0} and "threat" not in {own.name for own in fields(self.attack)}:
+            raise UsageError(
+                f"strengths need an attack with a radius of its own: {type(self.attack).__name__} has none"
+            )
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"label_smoothing should lie between 0 and 1, found {self.label_smoothing}")
 
@@ -125,8 +128,11 @@ def _stronger(attack: Attack, strength: float) -> Attack:
     if strength == 1:
         return attack
     any_attack: Any = attack
-    changes = {"threat": replace(any_attack.threat, eps=strength * any_attack.threat.eps)}
-    if isinstance(size := getattr(attack, "step_size", None), float | int):
+    changes: dict[str, Any] = {"threat": replace(any_attack.threat, eps=strength * any_attack.threat.eps)}
+    size = getattr(attack, "step_size", None)
+    if isinstance(size, float | int):
         changes["step_size"] = strength * size
+    elif isinstance(size, Constant | AtLeast) and size.size is not None:  # other rules follow the radius
+        changes["step_size"] = replace(size, size=strength * size.size)
     stronger: Attack = replace(any_attack, **changes)
     return stronger

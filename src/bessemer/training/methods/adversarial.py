@@ -24,8 +24,9 @@ from bessemer.training.methods.plain import Plain
 class Adversarial(Attacking):
     """Train on adversarial images, and on a share of the clean ones.
 
-    clean_share: 0 (Madry) … 1 (as many clean images as adversarial ones); the first of the batch count. inside: the
-    method whose loss is taken on these images. The rest as for every attacking method (`Attacking`).
+    clean_share: 0 (Madry) … 1 (as many clean images as adversarial ones); the first of the batch count. It is rounded
+    to whole images, where a batch is worked through in parts those of each part. inside: the method whose loss is taken
+    on these images. The rest as for every attacking method (`Attacking`).
     """
 
     clean_share: float = 0.0
@@ -41,11 +42,20 @@ class Adversarial(Attacking):
         return self.inside.prepare(model, until_done)
 
     def loss(self, model: nn.Module, batch: Batch) -> Tensor:
-        """The loss on the adversarial images and the clean share."""
+        """The loss on the adversarial images and the clean share.
+
+        Raises `UsageError` where that share of the batch is not a single image.
+        """
         images = self.attacked(model, batch).adversarial
         assert images is not None
         labels, index = batch.labels, batch.index
-        if clean := round(self.clean_share * len(batch)):
+        clean = round(self.clean_share * len(batch))
+        if self.clean_share and not clean:
+            raise UsageError(
+                f"clean_share: {self.clean_share:g} of {len(batch)} images is none; take larger batches, or work "
+                "through them in fewer parts (training.accumulation, processes)"
+            )
+        if clean:
             images = torch.cat([images, batch.images[:clean]])
             labels, index = torch.cat([labels, labels[:clean]]), torch.cat([index, index[:clean]])
         return self.inside.loss(model, replace(batch, images=images, labels=labels, index=index, adversarial=None))

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from bessemer.attacks import Attack
+from bessemer.attacks.wrapped import in_ball
 from bessemer.data import Batch
 from bessemer.errors import UsageError
 from bessemer.training.methods.method import Method
@@ -45,7 +45,7 @@ class Perturbing(Method):
         if batch.iteration + 1 < self.warmup:
             any_attack: Any = attack
             share = (batch.iteration + 1) / self.warmup
-            attack = replace(any_attack, threat=replace(any_attack.threat, eps=share * any_attack.threat.eps))
+            attack = in_ball(attack, replace(any_attack.threat, eps=share * any_attack.threat.eps))
         return attack(self.seen(model), batch.images, batch.labels, seed=batch.seed, index=batch.index)
 
     def seen(self, model: nn.Module) -> nn.Module:
@@ -72,12 +72,12 @@ class Attacking(Perturbing):
 
 def require_radius(attack: Attack, warmup: int) -> None:
     """Refuse (`UsageError`) a warm-up of an attack that has no radius to be warmed up."""
-    if warmup and not hasattr(attack, "threat"):
+    if warmup and getattr(attack, "threat", None) is None:
         raise UsageError(f"warmup needs an attack with a radius, and {type(attack).__name__} has none")
 
 
 class _InTraining(nn.Module):
-    """A model that stays in the mode it is in, whatever it is told, and keeps its buffers all the same."""
+    """A model that stays in the mode it is in, whatever it is told."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -87,7 +87,5 @@ class _InTraining(nn.Module):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        # an attack gives buffers back, but cannot see what batch norm writes into its running statistics
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        logits: Tensor = functional_call(self.model, buffers, (images,))
+        logits: Tensor = self.model(images)
         return logits

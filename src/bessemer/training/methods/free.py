@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from bessemer.data import Batch
 from bessemer.errors import UsageError
 from bessemer.threat import Threat
+from bessemer.training.methods.attacking import Perturbing
 from bessemer.training.methods.method import Losses, Method
 from bessemer.training.methods.plain import Plain
 
@@ -32,7 +34,7 @@ class Free(Method):
 
     An iteration of the loop is one batch, with so many updates of the weights: a budget of n epochs of ordinary
     training is n / replays epochs of this. inside: the method whose loss is taken on the perturbed images; it must not
-    attack, and make one update.
+    attack, nor hold one that does, and make one update.
     """
 
     threat: Threat
@@ -44,6 +46,15 @@ class Free(Method):
             raise UsageError(f"replays is a number of updates from 1 upwards, found {self.replays}")
         if self.inside.updates != 1:
             raise UsageError(f"free training replays a batch itself, so {type(self.inside).__name__} cannot be inside")
+        inside: Any = self.inside
+        while isinstance(inside, Method):
+            # logit pairing has forms without an attack
+            if isinstance(inside, Perturbing) and getattr(inside, "attack", inside) is not None:
+                raise UsageError(
+                    f"free training moves the images itself, so {type(inside).__name__}, which attacks them, cannot be "
+                    "inside; put a method there that does not attack"
+                )
+            inside = getattr(inside, "inside", None)
 
     def prepare(self, model: nn.Module, until_done: ExitStack) -> nn.Module:
         """As the method inside."""
