@@ -76,7 +76,7 @@ NESTED = {
 
 
 def network(name):
-    """Without batch norm, so that nothing mixes samples; or with one that normalises by running statistics."""
+    """In training mode; without batch norm, so that nothing mixes samples, or with one that uses running statistics."""
     torch.manual_seed(0)
     norm = nn.BatchNorm2d(4) if any(word in name for word in ("mixture", "adv-prop", "consistent")) else nn.Identity()
     model = nn.Sequential(nn.Conv2d(1, 4, 3), norm, nn.Tanh(), nn.Flatten(), nn.Linear(64, 5)).double()
@@ -85,7 +85,9 @@ def network(name):
             tensor += 0.3 * torch.rand_like(tensor)
     if "mixture" in name or "adv-prop" in name:
         layers.mixture_norm(model, BRANCHES if "several" in name or "per image" in name else BRANCHES[:2])
-    return model.eval() if "consistent" not in name else model
+    if "consistent" not in name:
+        model[1].eval()
+    return model
 
 
 def batch(iteration=0):

@@ -4,9 +4,12 @@ import os
 import socket
 from contextlib import closing
 from datetime import timedelta
+from itertools import product
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import distributed, multiprocessing
 
 from bessemer.errors import UsageError
@@ -21,6 +24,8 @@ SPREAD = {
     "balanced": ["training.sharded=true", "training.average=0.5"],
     "attacked": [ATTACKED, "training.sharded=true", 'validation.attack={name="fgsm", threat="Linf:0.1"}'],
 }
+# each process normalises its own images, and draws its own dropout
+APART = ["model={name='resnet', depth=8, width=4, dropout=0.3, classes=2}", "training.synchronized_norm=false"]
 
 
 def recipe(*changes):
@@ -38,6 +43,11 @@ def work(rank, port, found, folder):
             at = folder / name / "checkpoints/step-00000003.safetensors"
             train(recipe(*changes), folder / name, stop=at.exists)
             train(recipe(*changes), folder / name, resume=True)
+        apart = recipe(*APART, f"data={{name='folder', path='{folder / 'photos'}'}}")
+        train(apart, folder / "apart")
+        at = folder / "apart gone on with" / "checkpoints/step-00000003.safetensors"
+        train(apart, at.parent.parent, stop=at.exists)
+        train(apart, at.parent.parent, resume=True)
         try:
             train(recipe("training.batch_size=33"), folder / "uneven")
         except ValueError as problem:
@@ -49,6 +59,11 @@ def work(rank, port, found, folder):
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("several")
+    random = np.random.default_rng(0)
+    for part, name, number in product(("train", "val"), ("cat", "dog"), range(40)):
+        path = folder / "photos" / part / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(random.integers(0, 256, (32, 32, 3), np.uint8)).save(path)
     with closing(socket.socket()) as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -77,6 +92,11 @@ def test_a_run_goes_on_with_another_number_of_processes(found, tmp_path):
     train(recipe(), tmp_path)
     for name, tensor in weights(found[1] / "half").items():
         torch.testing.assert_close(tensor, weights(tmp_path)[name], rtol=1e-4, atol=1e-6)
+
+
+def test_processes_that_normalise_apart_go_on_to_the_same_weights(found):
+    whole, resumed = (weights(found[1] / name) for name in ("apart", "apart gone on with"))
+    assert all(torch.equal(tensor, resumed[name]) for name, tensor in whole.items())
 
 
 @pytest.mark.parametrize("name", SPREAD)

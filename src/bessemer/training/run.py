@@ -239,8 +239,7 @@ class _Course:
         done = self.done = self._go_back() if resume else 0
         if done >= self.recipe.training.iterations:
             return False
-        if self.rank:  # else dropout would leave out the same values of every process's images
-            torch.manual_seed(subseed(self.recipe.seed, 2, self.rank, done))
+        self._draw_apart(done)
         with ExitStack() as until_done:
             if self.rank == 0:
                 # unbuffered: nothing is left to be written when a full disk ends the run
@@ -311,7 +310,13 @@ class _Course:
         if done % plan.checkpoint_every == 0 or kept or last or stopped:
             self._save(done)
         self.watch(Moment(done, plan.iterations, self.loss, self.accuracy, self.robust))
+        self._draw_apart(done)
         return not stopped
+
+    def _draw_apart(self, done: int) -> None:
+        """Else dropout would leave out the same values of every process's images; checkpoints keep the first one's."""
+        if self.rank:
+            torch.manual_seed(subseed(self.recipe.seed, 2, self.rank, done))
 
     def _stopped(self, done: int) -> bool:
         """Whether to end early: where any process is told to, all do; they ask one another at every line of the log."""
