@@ -56,7 +56,7 @@ def test_images_and_labels_come_as_they_lie_in_the_folders(home):
 
 def test_without_a_test_part_a_tenth_of_each_class_is_held_out(home):
     loaded = load(home)
-    assert loaded.validation.labels.tolist() == [0, 0, 1]
+    assert loaded.validation.labels.tolist() == [0, 1, 0]
     assert loaded.train.labels.tolist() == [0] * 18 + [1] * 11
     held, kept = as_set(loaded.validation.images), as_set(loaded.train.images)
     everything = {
@@ -74,6 +74,7 @@ def test_with_a_test_part_val_validates_and_nothing_is_held_out(home):
         save(home / "test" / name / "1.png", picture(9))
     loaded = load(home)
     assert [len(split) for split in (loaded.train, loaded.validation, loaded.test)] == [32, 6, 2]
+    assert set(loaded.validation.labels[:2].tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("ending", ["png", "jpg", "jpeg", "webp", "PNG", "JPG"])

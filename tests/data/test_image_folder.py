@@ -85,7 +85,7 @@ def test_at_most_so_many_of_a_class_are_held_out(tmp_path):
         for name in "ab":
             for number in range(count):
                 save(tmp_path / "x" / part / name / f"{number}.png", photo(number, 8, 8))
-    assert load(tmp_path / "x").validation.labels.bincount().tolist() == [4, 4]
+    assert load(tmp_path / "x").validation.labels.tolist() == [0, 1] * 4
     assert load(tmp_path / "x", held_out=3).validation.labels.bincount().tolist() == [3, 3]
 
 

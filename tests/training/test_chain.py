@@ -99,6 +99,15 @@ def test_a_run_of_another_model_is_refused_in_words(change, said, clean, tmp_pat
         chain.begin(models.build(other.model[0], **other.model[1]), other)
 
 
+def test_a_run_with_other_norms_is_refused_in_words(clean):
+    from bessemer import models
+    from bessemer.training import chain
+
+    other = recipe("norm.name=group", "norm.groups=2", f"init={clean}")
+    with pytest.raises(UsageError, match=r"with BatchNorm\(\), but this one has GroupNorm\(groups=2\)"):
+        chain.begin(models.build(other.model[0], **other.model[1]), other)
+
+
 def test_the_first_weight_that_differs_is_named(clean, tmp_path):
     from bessemer import models
     from bessemer.training import chain

@@ -7,11 +7,24 @@ import pytest
 import torch
 from torch import nn
 
+from bessemer import layers
 from bessemer.attacks import PGD
 from bessemer.data import Batches, load
 from bessemer.errors import UsageError
 from bessemer.threat import Linf
-from bessemer.training import SGD, Adversarial, Bang, LowRank, OnlyLayers, Recipe, fit, parameter_groups, train, trainer
+from bessemer.training import (
+    SGD,
+    Adversarial,
+    Bang,
+    LowRank,
+    Mixture,
+    OnlyLayers,
+    Recipe,
+    fit,
+    parameter_groups,
+    train,
+    trainer,
+)  # fmt: skip
 from bessemer.training import load as load_run
 from bessemer.training.schedules import Fixed
 from bessemer.training.update import Update
@@ -53,6 +66,12 @@ NORM = {"weight", "bias", "running_mean", "running_var", "num_batches_tracked"}
 )
 def test_the_layers_that_match_move_and_no_others(match, expected, model):
     assert moved(model, OnlyLayers(match)) == expected
+
+
+@pytest.mark.parametrize("own", [{"statistics": False}, {"affine": False}], ids=str)
+def test_the_halves_of_a_mixture_norm_are_frozen_too(own, model):
+    model = layers.mixture_norm(model, **own)
+    assert moved(model, OnlyLayers("4", Mixture(PGD(Linf(0.1), steps=1)))) == {"4.weight", "4.bias"}
 
 
 def test_a_frozen_batch_norm_uses_its_running_statistics(model):

@@ -16,6 +16,7 @@ from bessemer.training import (
     Bang,
     Checkpoint,
     LowRank,
+    OnlyLayers,
     Plain,
     Recipe,
     fit,
@@ -137,6 +138,14 @@ def test_layers_that_do_not_match_keep_their_weights(model):
     before = copy.deepcopy(model.state_dict())
     after = trained(model, LowRank(2, match="5")).state_dict()
     assert ranks(before, after) == [0, 2]
+
+
+def test_layers_that_the_method_inside_has_frozen_stay_frozen(model):
+    before = copy.deepcopy(model.state_dict())
+    after = trained(model, LowRank(2, inside=OnlyLayers("5"))).state_dict()
+    assert ranks(before, after) == [0, 2]
+    with pytest.raises(UsageError, match="matches none of the layers 5"):
+        trained(model, LowRank(2, match="0", inside=OnlyLayers("5")))
 
 
 def test_the_model_comes_back_plain(model):

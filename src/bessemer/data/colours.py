@@ -1,7 +1,8 @@
 """Random brightness, contrast, saturation and light: the colour changes of ImageNet training, for a batch at once.
 
-Each image draws four changes and the order they come in (facebook/fb.resnet.torch; so trains
-facebookresearch/ImageNet-Adversarial-Training). With f uniform in [1 − jitter, 1 + jitter], drawn for each:
+Each image draws four changes and the order they come in, as in facebookresearch/ImageNet-Adversarial-Training (after
+facebook/fb.resnet.torch, whose contrast is about the mean of the grey image). With f uniform in [1 − jitter,
+1 + jitter], drawn for each:
 
     brightness   x ← f x
     contrast     x ← f x + (1 − f) mean(x), each channel's mean over the image

@@ -2,8 +2,8 @@
 
 png, jpg, jpeg and webp files; the classes are the folders' names in alphabetical order. Where there is no `test`, `val`
 is the test split (nothing may be chosen by it), and a tenth of each class of `train`, always the same images, is held
-out to validate. For evaluation alone, `PATH/CLASS/*.png` is enough: every image is then a test image. Test images come
-in turn from all classes, so that the first few stand for all of them.
+out to validate. For evaluation alone, `PATH/CLASS/*.png` is enough: every image is then a test image. Test and
+validation images come in turn from all classes, so that the first few stand for all of them.
 
 Images are turned upright as their camera says, lose their transparency, and become RGB unless every one of them is
 grey. `size` shrinks or enlarges each until it covers a square of so many pixels, and cuts out the middle. What was
@@ -65,13 +65,13 @@ def load(root: Path | None = None, path: str = "", size: int | None = None) -> D
     labels = torch.tensor([file.label for file in files]).split(lengths)
     train, *others = (Split(*pair) for pair in zip(images, labels, strict=True))
     if len(others) == 2:
-        return Dataset(home.name, classes, train, validation=others[0], test=_mixed(others[1]))
+        return Dataset(home.name, classes, train, validation=_mixed(others[0]), test=_mixed(others[1]))
     held = class_folders.held_out(train.labels)
     return Dataset(
         home.name,
         classes,
         train=Split(train.images[~held], train.labels[~held]),
-        validation=Split(train.images[held], train.labels[held]),
+        validation=_mixed(Split(train.images[held], train.labels[held])),
         test=_mixed(others[0]),
     )
 

@@ -2,7 +2,7 @@
 
 The classes are the folders' names in alphabetical order. `val` is the test split (nothing may be chosen by it); of each
 class of `train`, `held_out` images validate, always the same ones. Where there is no `train`, there are only test
-images, which come in turn from all classes, so that the first few stand for all of them.
+images. Both come in turn from all classes, so that the first few stand for all of them.
 
 A training image is a random part of its file (8 to 100 % of the area, ratio 3/4 to 4/3) resized to `size` × `size`; a
 test image has its short side resized to `resize` (bicubic, by Pillow, which averages where it shrinks), and its middle
@@ -71,11 +71,12 @@ def load(
     test = splits["val"].only(class_folders.in_turn(splits["val"].labels))
     train = splits.get("train", test.first(0))
     held = class_folders.held_out(train.labels, held_out)
+    validating = torch.where(held)[0]
     return Dataset(
         home.name,
         classes,
         train=train.only(torch.where(~held)[0]),
-        validation=train.only(torch.where(held)[0]),
+        validation=train.only(validating[class_folders.in_turn(train.labels[validating])]),
         test=test,
     )
 

@@ -51,6 +51,11 @@ def begin(model: nn.Module, recipe: Recipe) -> Checkpoint:
     there = Recipe.from_tables(_tables(other), other.name)
     if there.model[0] != name:
         raise UsageError(f"{where} trained a {there.model[0]}, but model.name is {name}; start from a run of a {name}")
+    if there.norm != recipe.norm:
+        raise UsageError(
+            f"{where} trained a network with {there.norm}, but this one has {recipe.norm}; "
+            "start from a run with the same [norm]"
+        )
     checkpoint = Checkpoint.read(newest(other))
     for key, tensor in model.state_dict().items():
         shape = tuple(checkpoint.weights[key].shape) if key in checkpoint.weights else "missing"

@@ -35,7 +35,8 @@ class LowRank(Around):
     """Any training method, on a low-rank update of each linear and convolution layer's weight.
 
     rank: of the update; a layer with fewer rows or columns gets as much as it can hold, which is any update at all.
-    match: a shell pattern over the names of the layers that are updated; the weights of others stay as they are.
+    match: a shell pattern over the names of the layers that are updated, unless the method inside has frozen them; the
+    weights of others stay as they are.
     others: whether all that is not the weight of such a layer (biases, batch norms) is trained as usual, or frozen,
     running statistics included. Weight decay pulls U and V, and so the update, towards zero, not the weights. inside:
     the method that trains.
@@ -53,10 +54,14 @@ class LowRank(Around):
     def prepare(self, model: nn.Module, until_done: ExitStack) -> nn.Module:
         """Put U and V in place, until training is done; the layer then keeps W + U V as its weight.
 
-        Raises `UsageError` where no linear or convolution layer matches.
+        Raises `UsageError` where no linear or convolution layer that is trained matches.
         """
         model = self.inside.prepare(model, until_done)
-        layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, LINEAR_LAYERS)}
+        layers = {
+            name: layer
+            for name, layer in model.named_modules()
+            if isinstance(layer, LINEAR_LAYERS) and layer.weight.requires_grad
+        }
         updated = [name for name in layers if fnmatchcase(name, self.match)]
         if not updated:
             raise UsageError(f"low-rank: {self.match!r} matches none of the layers {', '.join(layers)}")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bessemer.errors import UsageError
 from bessemer.training.methods.freezing import freeze
@@ -31,9 +32,7 @@ class OnlyLayers(Around):
     def prepare(self, model: nn.Module, until_done: ExitStack) -> nn.Module:
         """Freeze the other layers, until training is done. Raises `UsageError` where no layer matches."""
         model = self.inside.prepare(model, until_done)
-        layers = {
-            name: layer for name, layer in model.named_modules() if next(layer.parameters(False), None) is not None
-        }
+        layers = {name: layer for name, layer in model.named_modules() if _has_own(layer)}
         frozen = [layer for name, layer in layers.items() if not self._matches(name)]
         if len(frozen) == len(layers):
             raise UsageError(f"only-layers: {self.match!r} matches none of the layers {', '.join(layers)}")
@@ -44,3 +43,8 @@ class OnlyLayers(Around):
     def _matches(self, name: str) -> bool:
         parts = name.split(".")
         return any(fnmatchcase(".".join(parts[: end + 1]), self.match) for end in range(len(parts)))
+
+
+def _has_own(layer: nn.Module) -> bool:
+    """Whether a layer has anything that training could change: parameters, or running statistics."""
+    return next(layer.parameters(recurse=False), None) is not None or isinstance(layer, _BatchNorm)
