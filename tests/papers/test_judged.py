@@ -1,8 +1,11 @@
 """What was found once is read; bfloat16 gives way to float32 where the two say too different things."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
+from bessemer.attacks import PGD
 from bessemer.errors import ModelError
 from bessemer.evaluation import evaluate
 from bessemer.evaluation.suites import pgd_curve
@@ -24,9 +27,14 @@ def test_a_network_that_bfloat16_changes_is_asked_in_float32_and_once(tmp_path, 
     dataset = type("Data", (), {"test": range(4), "name": ""})()
     suite = pgd_curve(Linf(8 / 255))
     monkeypatch.setattr(judged, "evaluate", asked)
-    settings = {"samples": 4, "name": "network", "watch": lambda stage: None}
+    settings = {"samples": 4, "watch": lambda stage: None}
     for _ in range(2):  # the second time it is read
         found = judged.judged(model, dataset, suite, tmp_path, fast=True, **settings)
     assert modes == [True, False]
     assert len(found) == 4
+    # what was once asked under the same name does not answer another question
+    other = replace(suite, attacks={"PGD": PGD(Linf(8 / 255), steps=2)})
+    found = judged.judged(model, dataset, other, tmp_path, fast=True, **settings)
+    assert [rows.name for rows in found.attacks] == ["PGD"]
+    assert modes == [True, False, True, False]
     assert not list(tmp_path.glob("records/*.partial"))

@@ -63,7 +63,8 @@ def claims(found: Networks, scale: Scale) -> list[Claim]:
         Claim(
             "A filter that sees the whole map does best, and better than every local one",
             best in GLOBAL and all(one.verdict() == "above" for one in ahead),
-            "in this order: " + ", ".join(f"{filter} {gain(filter).told()}" for filter in order),
+            f"in this order: {', '.join(order)}; {best} over "
+            + ", ".join(f"{filter} {one.told()}" for filter, one in zip(rest, ahead, strict=True) if filter != best),
             "the non-local filters do best; figures of the others could not be confirmed",
         )
     )

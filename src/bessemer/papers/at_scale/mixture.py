@@ -109,8 +109,8 @@ def claims(found: Networks, scale: Scale) -> list[Claim]:
     made.append(
         Claim(
             f"The clean branch has almost no robustness: less than 5 % stand under PGD-{longest}",
-            clean.high < HARDLY,
-            f"{clean.level()} %",
+            clean.verdict(HARDLY) == "below",
+            f"{clean.level()} %, {clean.verdict(HARDLY)} {100 * HARDLY:g} %",
         )
     )
     if AFFINE in found and STATISTICS in found:

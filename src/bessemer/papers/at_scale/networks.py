@@ -344,7 +344,7 @@ def _found(work: Work, name: str, seed: int, climb: bool) -> Found:
 
 def _asked(work: Work, model: nn.Module, suite: Suite, folder: Path, samples: int, fast: bool) -> Evaluation:
     watch = work.watch_evaluation(f"{folder.name}, {suite.name}")
-    return judged(model, work.dataset, suite, folder, samples=samples, name=folder.name, watch=watch, fast=fast)
+    return judged(model, work.dataset, suite, folder, samples=samples, watch=watch, fast=fast)
 
 
 def _noise(level: int) -> str:

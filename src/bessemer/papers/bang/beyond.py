@@ -194,7 +194,7 @@ def _found(
     dataset = data.load(chosen.data[0], data_dir, **chosen.data[1])
 
     def ask(suite: Suite, samples: int, fast: bool = False) -> Evaluation:
-        return judged(model, dataset, suite, folder, samples=samples, name=name, watch=watch_evaluation, fast=fast)
+        return judged(model, dataset, suite, folder, samples=samples, watch=watch_evaluation, fast=fast)
 
     rays = Suite("bang-fgs", {"FGS": FGSLine(), "FGS, margin loss": FGSLine(loss="margin")})
     minimal = SUITES["minimal"](None)

@@ -76,7 +76,7 @@ def run(
             model, dataset, folder = trained(table, name, runs, data_dir, watch_training(shown), plan.iterations[table])
             watch = watch_evaluation(shown)
             suite = SUITES["bang"](None)
-            evaluations.append(judged(model, dataset, suite, folder, samples=plan.samples, name=name, watch=watch))
+            evaluations.append(judged(model, dataset, suite, folder, samples=plan.samples, watch=watch))
             models.append(model)
         found[table] = evaluations
         places = _first_of_each_class(evaluations)

@@ -131,7 +131,7 @@ def _found(
 
     def ask(suite: Suite, samples: int | None, model: nn.Module = model) -> Evaluation:
         watch = watch_evaluation(f"{name}, {suite.name}")
-        return judged(model, dataset, suite, folder, samples=samples, name=name, watch=watch)
+        return judged(model, dataset, suite, folder, samples=samples, watch=watch)
 
     minimal = SUITES["minimal"](None)
     accuracy, gaps = _unattacked(model, dataset.test)

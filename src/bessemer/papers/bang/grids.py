@@ -91,7 +91,7 @@ def run(
         dataset = data.load(recipe.data[0], data_dir, **recipe.data[1])
         watch = watch_evaluation(shown)
         suite = SUITES["bang"](None)
-        found.append(figures(judged(model, dataset, suite, folder, samples=plan.samples, name=name, watch=watch)))
+        found.append(figures(judged(model, dataset, suite, folder, samples=plan.samples, watch=watch)))
     regular = found[0]
     surfaces = {
         measure: np.array([one[measure] for one in found[1:]]).reshape(len(epsilons), len(betas))

@@ -116,7 +116,7 @@ def run(
             (PRECISE, plan.precise, deepcopy(model).double()),
         ):
             watch = watch_evaluation(f"{name}, {suite.name}")
-            asked[suite.name] = judged(asked_model, dataset, suite, folder, samples=samples, name=name, watch=watch)
+            asked[suite.name] = judged(asked_model, dataset, suite, folder, samples=samples, watch=watch)
         found[name] = Found(
             asked["bang"],
             asked[PRECISE.name],

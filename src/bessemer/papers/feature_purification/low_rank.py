@@ -105,7 +105,7 @@ def _attacked(
     dataset = data.load(name, data_dir, **settings)
     ball = parse(networks.threat(plan.architecture, FULL))
     suite = Suite("pgd-20", {"PGD-20": PGD(ball, steps=20), "PGD-20, margin loss": PGD(ball, steps=20, loss="margin")})
-    return judged(model, dataset, suite, folder, samples=plan.images, name=folder.name, watch=watch)
+    return judged(model, dataset, suite, folder, samples=plan.images, watch=watch)
 
 
 def robust(evaluation: Evaluation) -> Share:
