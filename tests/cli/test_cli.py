@@ -197,6 +197,21 @@ def test_train_evaluate_and_report_follow_one_another(bessemer):
     assert "worst case" in Path("a run/report.html").read_text().lower()
 
 
+def test_what_the_images_or_the_network_do_not_have_is_refused(bessemer, run):
+    code, _, err = bessemer(f"evaluate {run} --size 16")
+    assert code == 2
+    assert "'size' is not known" in err
+    for branch in ("all", "clean"):
+        code, _, err = bessemer(f"evaluate {run} --branch {branch}")
+        assert code == 2
+        assert "no mixture norm, and so no branches; leave out --branch" in " ".join(err.split())
+
+
+def test_a_seed_may_be_any_whole_number(bessemer):
+    code, _, err = bessemer(f"train digits --set {ITERATIONS} --set seed={2**64 + 1} --out large")
+    assert code == 0, err
+
+
 def test_a_run_without_evaluations_has_a_report_too(bessemer, run):
     code, out, _ = bessemer(f"report {run} {run} --out both.html")
     assert (code, out) == (0, "Wrote both.html\n")

@@ -104,7 +104,10 @@ def test_all_pairs_of_branches_stand_beside_one_another(bessemer, trained):
     assert clean["clean-through-clean"] == clean["clean-through-adversarial"]
     assert clean["adversarial-through-clean"] == clean["adversarial-through-adversarial"]
     bessemer("report mix --out page.html")
-    assert "adversarial branch attacked" in Path("page.html").read_text()
+    page = " ".join(Path("page.html").read_text().split())
+    for predicting in ("clean", "adversarial"):
+        for attacked in ("clean", "adversarial"):
+            assert f"mix: {predicting} branch predicts, {attacked} branch attacked" in page
 
 
 def test_the_best_checkpoint_has_records_of_its_own(bessemer, trained):
@@ -121,6 +124,16 @@ def test_a_recipe_that_asks_for_the_best_weights_has_them_named_so(bessemer, tra
     (best,) = Path("choosy/records").glob("best_quick*_3.json")
     assert Evaluation.read(best).model == "choosy, best"
     assert "has come to" not in said  # weights from before the end are what was asked for
+
+
+def test_weights_from_before_the_end_have_a_record_of_their_own(bessemer):
+    bessemer("train mix.toml --out early --set training.iterations=4")
+    recipe = Path("early/recipe.toml")
+    recipe.write_text(recipe.read_text().replace("iterations = 4", "iterations = 9"))
+    assert "early has come to iteration 4 of 9" in " ".join(bessemer("evaluate early --samples 3").split())
+    (record,) = Path("early/records").glob("*.json")
+    assert record.name.startswith("iteration-4_quick")
+    assert Evaluation.read(record).model == "early, iteration 4"
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ def test_a_model_file_and_an_image_folder_are_evaluated(evaluate):
     assert code == 0, err
     assert "own_models:build w.pt under quick at Linf:0.05, 60 images" in " ".join(out.split())
     ((name, evaluation),) = records("runs/own_models-build-w.pt").items()
-    assert name == "quick_Linf-0.05_images_60.json"
+    assert name == f"quick_Linf-0.05_{Path.cwd().name}-images_60.json"
     assert evaluation.classes[3] == "число 3"
     assert evaluation.clean_accuracy().value > 0.9
 

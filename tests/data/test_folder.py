@@ -261,3 +261,4 @@ def test_without_anything_to_train_the_message_says_what_to_name(home):
     with pytest.raises(DataError, match=rf"if there is nothing to train, name {home}/val"):
         load(home)
     assert len(load(home / "val").test) == 6
+    assert load(home / "val").name == f"{home.name}/val"

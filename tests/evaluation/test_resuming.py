@@ -17,6 +17,7 @@ from torch import distributed, multiprocessing, nn
 from bessemer.attacks import APGD, PGD, Attack, Square
 from bessemer.data import load
 from bessemer.evaluation import Suite, evaluate
+from bessemer.evaluation.suites import through
 from bessemer.records import Evaluation
 from bessemer.threat import Linf
 
@@ -97,6 +98,16 @@ def test_another_question_begins_anew(model, whole, tmp_path):
     assert records(evaluate(other, swapped, SUITE, batch_size=50, resume=folder)) == records(
         evaluate(other, swapped, SUITE, batch_size=50)
     )
+
+
+def test_another_surrogate_is_another_question(model, tmp_path):
+    other = network()
+    with torch.no_grad():
+        other[1].weight.mul_(-1)
+    for surrogate in (model, other):
+        suite = through(SUITE, surrogate)
+        found = evaluate(model, pair(), suite, batch_size=50, resume=tmp_path / "journal")
+        assert records(found) == records(evaluate(model, pair(), suite, batch_size=50))
 
 
 def test_a_damaged_part_is_found_again(model, whole, tmp_path):

@@ -52,6 +52,13 @@ def test_a_record_that_is_no_object_is_refused(tmp_path):
         read_record(tmp_path / "r.json")
 
 
+def test_another_json_file_is_not_called_damaged(tmp_path):
+    (tmp_path / "r.json").write_text('{"claims": []}')
+    with pytest.raises(FileError, match="no record with its digest; name a run") as refused:
+        read_record(tmp_path / "r.json")
+    assert "delete" not in str(refused.value)
+
+
 def test_a_missing_record_is_named(tmp_path):
     with pytest.raises(FileError, match=r"nothing\.json cannot be read: No such file"):
         read_record(tmp_path / "nothing.json")

@@ -49,12 +49,15 @@ def test_a_run_without_metrics_has_none(tmp_path):
 
 
 def test_of_two_answers_to_one_question_the_one_from_more_images_counts(tmp_path):
-    def answer(count, threat="Linf:0.1"):
+    def answer(count, threat="Linf:0.1", model="m"):
         labels = np.zeros(count, np.int64)
-        return Evaluation("m", "d", "quick", threat, 0, ["0", "1"], np.arange(count), labels, labels, attacks=[])
+        return Evaluation(model, "d", "quick", threat, 0, ["0", "1"], np.arange(count), labels, labels, attacks=[])
 
     (tmp_path / "recipe.toml").write_text("")
     for evaluation in (answer(3), answer(8), answer(5), answer(2, "L2:0.5")):
         evaluation.save(tmp_path / "records")
     found = RunRecord.read(tmp_path).evaluations
     assert sorted((evaluation.threat, len(evaluation)) for evaluation in found) == [("L2:0.5", 2), ("Linf:0.1", 8)]
+    answer(5, model="m, best").write(tmp_path / "records" / "best.json")  # the answer of another network
+    found = RunRecord.read(tmp_path).evaluations
+    assert {(evaluation.model, len(evaluation)) for evaluation in found} == {("m", 2), ("m", 8), ("m, best", 5)}

@@ -194,14 +194,17 @@ def _views(run: str, device: str, checkpoint: str, branch: str | None, attacked:
     if network.iteration < network.recipe.training.iterations and checkpoint != "best":
         stands = f"{run} has come to iteration {network.iteration} of {network.recipe.training.iterations}"
         _note(f"{stands}; this is what is judged.")
+        suffix, label = f", iteration {network.iteration}", f"iteration-{network.iteration}_"
     if branch is None:
         if attacked is not None:
             raise UsageError("--attacked-branch needs a --branch that predicts")
         return [_Judged(network, name + suffix, label)]
     branches = training.branches(network.recipe)
+    if not branches:
+        raise UsageError(f"{run}: the network has no mixture norm, and so no branches; leave out --branch")
     for asked in (branch, attacked):
         if asked not in (None, "all", *branches):
-            raise unknown(f"{run}: branch", str(asked), branches or ["none: the network has no mixture norm"])
+            raise unknown(f"{run}: branch", str(asked), branches)
     loaded = {each: training.load(run, device, checkpoint, each) for each in branches}
     if branch == "all":
         if attacked is not None:
@@ -224,7 +227,7 @@ def images_for(model: Any, name: str | None = None, data_dir: Path | None = None
     """The data set of a run's recipe, or the one that is named, which must fit the model."""
     own, settings = model.recipe.data
     if name is None or name == own:
-        dataset = sources.load(own, data_dir, **settings)
+        dataset = sources.load(own, data_dir, **settings, **({} if size is None else {"size": size}))
     else:
         dataset = _data(name, size, data_dir)
     if dataset.image_shape != model.image_shape:

@@ -77,11 +77,12 @@ def load(root: Path | None = None, path: str = "", size: int | None = None) -> D
 
 
 def _only_tests(home: Path, size: int | None) -> Dataset:
-    """A data set without training images."""
+    """A data set without training images. Many such folders are called `val`: the one around it tells them apart."""
     classes = class_folders.classes(home)
     files = _files(home, classes)
     test = Split(_images(home, files, size), torch.tensor([file.label for file in files]))
-    return Dataset(home.name, classes, train=test.first(0), validation=test.first(0), test=_mixed(test))
+    name = f"{home.parent.name}/{home.name}"
+    return Dataset(name, classes, train=test.first(0), validation=test.first(0), test=_mixed(test))
 
 
 def _mixed(split: Split) -> Split:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from bessemer import processes
 from bessemer.arithmetic import exact, flushed
-from bessemer.attacks import EightBit
+from bessemer.attacks import Attack, EightBit
 from bessemer.attacks.attack import Model
 from bessemer.data import Dataset
 from bessemer.errors import FileError, ModelError, UsageError
@@ -291,10 +291,11 @@ class _Work:
     def _question(self, logits: Tensor) -> dict[str, Any]:
         """What must agree for verdicts of an earlier call to count."""
         digest = hashlib.sha256(logits.cpu().numpy().tobytes())
-        if isinstance(self.model, nn.Module) and self.resume is not None:
-            for key, value in sorted(self.model.state_dict().items()):
-                digest.update(key.encode())
-                digest.update(_content(value))
+        if self.resume is not None:
+            for module in _modules((self.model, *self.suite.attacks.values())):
+                for key, value in sorted(module.state_dict().items()):
+                    digest.update(key.encode())
+                    digest.update(_content(value))
         return {
             "version": f"{VERSION} {version('bessemer')} {torch.__version__}",
             "device": str(logits.device.type),
@@ -382,6 +383,17 @@ class _Work:
 def _own(images: Tensor, labels: Tensor) -> str:
     """What tells these images with these labels from all others."""
     return hashlib.sha256(json.dumps([sanity.digests(images), labels.tolist()]).encode()).hexdigest()
+
+
+def _modules(held: Any) -> Iterator[nn.Module]:
+    """Models, and those that attacks hold: what they search on may be another one."""
+    if isinstance(held, nn.Module):
+        yield held
+    elif isinstance(held, tuple):
+        for each in held:
+            yield from _modules(each)
+    elif isinstance(held, Attack):
+        yield from _modules(tuple(vars(held).values()))
 
 
 def _content(value: Any) -> bytes:

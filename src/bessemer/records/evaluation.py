@@ -445,7 +445,7 @@ class Evaluation:
 
 
 def file_name(suite: str, threat: str, data: str, images: int, seed: int = 0, fast: bool = False) -> str:
-    """A name for the answer to one question: no other suite, threat, data, number of images or seed shares it.
+    """A name for the answer to one question: no other suite, threat, name of data, number of images or seed shares it.
 
     What the fast mode found stands beside what the exact mode found.
     """

@@ -57,10 +57,10 @@ def read_record(path: Path) -> dict[str, Any]:
         body = text[text.index('"record":') + len('"record":') : text.rindex("}")]
         # sealing it again and comparing leaves no byte unchecked, the last newline included
         if content != _sealed(body):
-            raise _damaged(path)
+            raise _damaged(path, content)
         return dict(json.loads(body))
     except (ValueError, TypeError) as problem:
-        raise _damaged(path) from problem
+        raise _damaged(path, content) from problem
 
 
 def _sealed(body: str) -> bytes:
@@ -68,7 +68,13 @@ def _sealed(body: str) -> bytes:
     return f'{{"sha256":"{hashlib.sha256(body.encode()).hexdigest()}","record":{body}}}\n'.encode()
 
 
-def _damaged(path: Path) -> FileError:
+def _damaged(path: Path, content: bytes) -> FileError:
+    try:
+        whole = json.loads(content)
+    except ValueError:
+        whole = {"record": None}
+    if isinstance(whole, dict) and not {"record", "sha256"} & whole.keys():  # nothing to be thrown away
+        return FileError(f"{path} is JSON, but no record with its digest; name a run, or a file in its folder records/")
     return FileError(f"{path} is damaged (its content does not match its digest); delete it and make it again")
 
 

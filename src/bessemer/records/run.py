@@ -23,7 +23,8 @@ class RunRecord:
     recipe: the complete recipe as nested tables; empty for a model that was trained elsewhere.
     metrics: the lines of `metrics.jsonl`, each with `iteration` and either `loss`, `lr`, `seconds` (training, a mean
     since the line before), or `validation_loss`, `validation_accuracy`, or how far the neurons have moved (`movement`).
-    evaluations: for each suite, data set and threat the one with the most images.
+    evaluations: for each network, suite, data set and threat the one with the most images. Networks of one run are its
+    branches, and its weights at several moments.
     provenance: of the training; each evaluation has its own. folder: where it was read from, as it was given.
     """
 
@@ -63,9 +64,9 @@ class RunRecord:
 
 def _largest(evaluations: list[Evaluation]) -> list[Evaluation]:
     """For each question the answer from the most images; of equals the exact one, whose name comes first."""
-    kept: dict[tuple[str, str, str], Evaluation] = {}
+    kept: dict[tuple[str, ...], Evaluation] = {}
     for evaluation in evaluations:
-        question = (evaluation.suite, evaluation.data, evaluation.threat)
+        question = (evaluation.model, evaluation.suite, evaluation.data, evaluation.threat)
         if question not in kept or len(evaluation) > len(kept[question]):
             kept[question] = evaluation
     return list(kept.values())

@@ -33,8 +33,9 @@ def report(runs: Sequence[Reportable], path: str | Path, *, compare: bool = Fals
     """Write one self-contained HTML page about one run, or several side by side; returns its path.
 
     runs: run folders, files that `save` of an `Evaluation` or a `Purification` wrote, `RunRecord`s, `Evaluation`s,
-    `Purification`s, or models that `load` returned, in the order of the page. A run brings the purifications that are
-    kept in its folder. compare: also test each run against the first, image by image.
+    `Purification`s, or models that `load` returned, in the order of the page. A run that was judged as several networks
+    (branches, last and best weights) stands there as often; it brings the purifications that are kept in its folder.
+    compare: also test each run against the first, image by image.
     Raises `UsageError` where an item is no run, `FileError` where a record is damaged or the page cannot be written;
     a page that stood there before is then still there.
     """
@@ -53,7 +54,7 @@ def report(runs: Sequence[Reportable], path: str | Path, *, compare: bool = Fals
             continue
         kept = _kept(run)
         if not (kept and _only_compared(run)):
-            records.append(_as_filed(_record(run, place)))
+            records += map(_as_filed, _networks(_record(run, place)))
         compared += [Compared(Purification.read(file), str(_place(run))) for file in kept]
     if compare and len(records) < 2:
         raise UsageError(f"report can compare two runs or more, and the list holds {'one' if records else 'none'}")
@@ -108,6 +109,19 @@ def _record(run: Reportable, place: int) -> RunRecord:
         evaluation = Evaluation.read(folder)
         return RunRecord(name=evaluation.model, evaluations=[evaluation], folder=str(folder))
     return RunRecord.read(folder)
+
+
+def _networks(run: RunRecord) -> list[RunRecord]:
+    """A run that was judged as several networks (branches, weights of several moments), as a run for each.
+
+    The one that goes by the run's own name comes first, and with it the course of training.
+    """
+    names = sorted(dict.fromkeys(evaluation.model for evaluation in run.evaluations), key=lambda name: name != run.name)
+    if len(names) < 2:
+        return [run]
+    judged = {name: [each for each in run.evaluations if each.model == name] for name in names}
+    first, *others = (replace(run, name=name, evaluations=own) for name, own in judged.items())
+    return [first, *(RunRecord(name=other.name, evaluations=other.evaluations) for other in others)]
 
 
 def _as_filed(run: RunRecord) -> RunRecord:

@@ -288,7 +288,7 @@ class _Course:
         metrics = self.folder / "metrics.jsonl"
         if not metrics.is_file() or metrics.stat().st_size < checkpoint.metrics:
             raise FileError(
-                f"{metrics} is missing or shorter than it was; put it back, or train again into another --out"
+                f"{metrics} is missing or shorter than it was; put it back, or train again into another folder"
             )
         lines = [line for line in read_metrics(metrics) if line["iteration"] <= checkpoint.iteration]
         return checkpoint, max((_merit(line) for line in lines), default=-math.inf)
@@ -346,7 +346,7 @@ class _Course:
             where = f" and so is {first}" if first else ""
             raise DivergedError(
                 f"the loss is {loss} at iteration {done}{where}; lower optimizer.lr (now "
-                f"{self.recipe.optimizer.lr:g}) and train again into another --out; checkpoints before this are kept "
+                f"{self.recipe.optimizer.lr:g}) and train again into another folder; checkpoints before this are kept "
                 f"in {self.folder}"
             )
         return loss
@@ -539,7 +539,10 @@ def require_same_run(recipe: Recipe, folder: Path, resume: bool) -> None:
         raise UsageError(f"{folder} holds a run already; go on with --resume, or choose another folder with --out")
     before = Recipe.from_tables(_tables(folder), recipe.name)
     if found := difference(_located(before), _located(recipe)):
-        raise UsageError(f"{folder} was trained with another recipe: {found}; choose another folder with --out")
+        raise UsageError(
+            f"{folder} was trained with another recipe: {found}; choose another folder "
+            "(`bessemer train` with --out, `bessemer reproduce` with --runs)"
+        )
 
 
 def _located(recipe: Recipe) -> dict[str, Any]:

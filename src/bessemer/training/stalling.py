@@ -308,10 +308,10 @@ def _given_back(model: nn.Module, device: torch.device, seed: int) -> Iterator[N
     cuda = {place for place in cuda if place.type == "cuda"}
     with torch.random.fork_rng(devices=list(cuda)), torch.enable_grad():
         # `torch.manual_seed` would reach every other GPU too
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(own := randomness.subseed(seed, 4))
         for place in cuda:
             with torch.cuda.device(place):
-                torch.cuda.manual_seed(seed)
+                torch.cuda.manual_seed(own)
         try:
             yield
         finally:
