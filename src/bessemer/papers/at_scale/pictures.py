@@ -11,7 +11,7 @@ from bessemer.papers.at_scale.compared import Estimate, share
 from bessemer.papers.at_scale.networks import Networks, Scale, after, right
 from bessemer.papers.at_scale.published import Printed, number
 
-COLOURS = ("#00798c", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d6a9f", "#30343f", "#b07d62", "#7fb7e6")
+COLOURS = ("#00798c", "#d1495b", "#edae49", "#66a182", "#2e4057", "#8d6a9f", "#c969a6", "#b07d62", "#7fb7e6")
 PAPER = "#9a9a9a"
 Look = Mapping[str, tuple[str, str]]  # by a network's name: its colour and what it is called, in all panels
 
