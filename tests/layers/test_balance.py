@@ -228,6 +228,14 @@ def test_a_batch_without_any_gradient_stays_finite():
     assert all((parameter.grad == 0).all() for parameter in model.parameters())
 
 
+def test_a_rate_beyond_float32_does_not_destroy_the_weights():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    scale = torch.tensor([20.0, 3e-38])
+    with balance(model, 1.0, 1.0):
+        (model(torch.rand(2, 2)).sum(1) * scale).sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
+
+
 def test_gradients_too_small_to_square_in_float32_still_count():
     model = nn.Linear(2, 2, bias=False)
     with torch.no_grad():
@@ -274,6 +282,13 @@ def test_beta_zero_leaves_a_layer_as_it_is(batch):
         cross_entropy(model(images), labels).backward()
     assert relative(model[1].weight.grad, plain[1].weight.grad) < 1e-14
     assert not torch.allclose(model[3].weight.grad, plain[3].weight.grad)
+
+
+@pytest.mark.parametrize("setting", ["beta", "epsilon"])
+def test_a_layer_that_a_mapping_leaves_out_is_left_as_it_is(setting):
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))
+    with balance(model, **{"beta": 1.5, setting: {"0": 0.8}}) as handle:
+        assert handle.layers == ["0"]
 
 
 def test_evaluation_and_frozen_weights_are_untouched(batch):

@@ -68,6 +68,9 @@ def test_the_claims_can_fail():
     assert [claim.holds for claim in noise.claims("lenet", {"R0": weak, "B1": strong})] == [True] * 3
     assert not any(claim.holds for claim in noise.claims("lenet", {"R0": strong, "B1": weak}))
     assert [claim.holds for claim in noise.claims("lenet", {"R0": strong + 1, "B1": strong})] == [True, False, True]
+    alike = noise.claims("lenet", {"R0": strong, "B1": strong})
+    assert not any(claim.holds for claim in alike)
+    assert alike[-1].value.startswith("at 0 %, alike at 100 %")
 
 
 def test_an_unknown_scale_is_refused(tmp_path):

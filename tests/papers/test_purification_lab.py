@@ -3,6 +3,7 @@
 import json
 import re
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -87,3 +88,25 @@ def test_the_scaling_claim_knows_the_law_from_another():
     assert holds.holds is True  # not NumPy's, which no JSON knows
     assert fails.holds is False
     assert holds.value.startswith("1.00 ± 0.00 over 6 settings")
+
+
+def test_the_slope_has_students_interval():
+    settings = [(256, 4), (256, 8), (512, 4), (512, 8), (1024, 4), (1024, 8)]
+    wobble = dict(zip(settings, (1.1, 0.9, 1.2, 1.0, 0.8, 1.05), strict=True))
+    (claim,) = planted(lambda d, k: wobble[d, k] * (d / k) ** 0.5).scaling()
+    size = np.log([(d / k) ** 0.5 for d, k in settings])
+    gap = size + np.log([wobble[setting] for setting in settings])
+    slope, start = np.polyfit(size, gap, 1)
+    error = np.sqrt(np.square(gap - start - slope * size).sum() / 4 / np.square(size - size.mean()).sum())
+    assert claim.value.startswith(f"{slope:.2f} ± {2.776445 * error:.2f} over 6 settings")  # t(4), 97.5 %
+
+
+@pytest.mark.parametrize(("cubes", "expected"), [(0.01, [False, True]), (0.8, [True, True]), (0.97, [True, False])])
+def test_the_exception_stands_more_than_the_others_and_less_than_the_network(cubes, expected):
+    found = {
+        "perturbations": {},
+        "accuracy": {"robust": {"worst": 0.95}},
+        "comparisons": {"linear": {"clean": {"all": 0.1}}, "cubes of the true atoms": {"clean": {"all": cubes}}},
+    }
+    outcome = laboratory.Outcome({"d512-k6-seed0": laboratory.laboratory(512, 6)}, {"d512-k6-seed0": found})
+    assert [claim.holds for claim in outcome.others()] == [True, *expected]

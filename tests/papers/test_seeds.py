@@ -13,3 +13,4 @@ def test_the_interval_is_student_s():
     assert mean == pytest.approx(7 / 3)
     assert half == pytest.approx(4.302653 * statistics.stdev([1, 2, 4]) / math.sqrt(3), rel=1e-6)
     assert spread([3.0]) == (3.0, math.inf)
+    assert spread([1.0, 1.0, 1.0]) == (1.0, math.inf)

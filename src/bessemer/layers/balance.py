@@ -66,7 +66,7 @@ def rates(
     """
     r = norms / (norms.max() if largest is None else largest)
     eta = r ** (epsilon * (r - 1))
-    return (beta * eta).where(norms > 0, 1.0)
+    return (beta * eta).clamp(max=LARGEST_RATE).where(norms > 0, 1.0)
 
 
 def sample_norms(gradient: Float[Tensor, "n ..."]) -> Float[Tensor, " n"]:
@@ -365,15 +365,17 @@ def balance(
     rules: dict[str, _Rule] = {}
     inside_attention: tuple[str, ...] = ()
     for name, module in model.named_modules():
-        layer_beta, layer_epsilon = _for_layer(beta, name, 0.0), _for_layer(epsilon, name, 0.0)
+        layer_beta, layer_epsilon = _for_layer(beta, name), _for_layer(epsilon, name)
         if isinstance(module, nn.MultiheadAttention):
             inside_attention += (f"{name}.",)
-            if layer_beta != 0:
+            if layer_beta and layer_epsilon is not None:
                 raise BalanceError(
                     f"{name or 'the model'} is an nn.MultiheadAttention, which never calls its own linear layers, so "
                     f"its gradients cannot be balanced; leave it out with beta={{'{name}*': 0, '*': 1}}"
                 )
-        if not isinstance(module, LINEAR_LAYERS) or layer_beta == 0 or name.startswith(inside_attention):
+        if not isinstance(module, LINEAR_LAYERS) or name.startswith(inside_attention):
+            continue
+        if not layer_beta or layer_epsilon is None:
             continue
         if isinstance(module, _Balanced):
             raise BalanceError(f"{name or 'the model'} is balanced already; call remove() on the first handle")
@@ -458,10 +460,10 @@ def _precise(gradient: Tensor) -> Tensor:
     return gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
 
 
-def _for_layer(setting: float | Mapping[str, float], name: str, otherwise: float) -> float:
+def _for_layer(setting: float | Mapping[str, float], name: str) -> float | None:
     if not isinstance(setting, Mapping):
         return setting
-    return next((value for pattern, value in setting.items() if fnmatchcase(name, pattern)), otherwise)
+    return next((value for pattern, value in setting.items() if fnmatchcase(name, pattern)), None)
 
 
 def _scaled(gradient: Tensor, factors: Tensor) -> Tensor:

@@ -7,8 +7,12 @@ import statistics
 
 
 def spread(values: list[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval (Student's t); infinite of a single value."""
-    if len(values) < 2:
+    """Mean, and half the width of its 95 % interval (Student's t).
+
+    Infinite of a single value, and of values that are all alike: these are shares of few images, and three seeds that
+    happen to agree do not say how far others would differ.
+    """
+    if len(set(values)) < 2:
         return values[0], math.inf
     from scipy.stats import t  # noqa: PLC0415  (half a second that no other command needs to wait)
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from bessemer.errors import UsageError
+from bessemer.purification.sparse_coding.certificate import certify
 from bessemer.purification.sparse_coding.data import SparseCoding
 from bessemer.purification.sparse_coding.laboratory import MEASUREMENTS, Laboratory, crossing
+from bessemer.purification.sparse_coding.standing import after
 from bessemer.threat import L2
 
 QUICK = tuple(name for name in MEASUREMENTS if name not in ("standard", "comparisons"))
@@ -56,8 +58,12 @@ def test_every_measurement_is_there_and_consistent(found):
 
 
 def test_what_is_certified_stands(folder, found):
-    # the same samples: a certified one that PGD-50 turns would be a contradiction
-    assert found["certificate"]["robust"]["1.0"] * 20 <= found["accuracy"]["robust"]["worst"] * 60 + 1e-9
+    network = SMALL._trained(folder, silent).robust  # read, not trained again
+    inputs, labels = SMALL.samples.inputs[:20], SMALL.samples.labels[:20]
+    certified = certify(network.weight.detach(), network.biases, inputs, labels, SMALL.threat.eps).certified
+    assert certified.double().mean() == found["certificate"]["robust"]["1.0"] > 0
+    for attack in SMALL.attacks.values():
+        assert after(attack, network, inputs, labels)[certified].all()
 
 
 def test_what_was_measured_is_read_and_what_is_missing_is_made_again(folder, found):
@@ -85,9 +91,11 @@ def test_a_radius_beyond_the_signals_own_is_refused_with_the_number():
 
 
 def test_curves_are_read_between_their_points():
-    assert crossing([1.0, 2.0], [0.8, 0.2], 0.5) == pytest.approx(1.5)
-    assert crossing([1.0], [0.9], 0.95) == pytest.approx(0.5)
-    assert crossing([1.0, 2.0], [0.9, 0.8], 0.5) is None
+    assert crossing([1.0, 2.0], [0.8, 0.2], 0.5, 1.0) == pytest.approx(1.5)
+    assert crossing([1.0], [0.9], 0.95, 1.0) == pytest.approx(0.5)
+    assert crossing([1.0], [0.9], 0.95, 0.98) == pytest.approx(0.375)
+    assert crossing([1.0], [0.9], 0.95, 0.94) == 0.0
+    assert crossing([1.0, 2.0], [0.9, 0.8], 0.5, 1.0) is None
 
 
 def test_the_initial_weights_are_the_same_with_and_without_a_resume(folder, found):

@@ -48,7 +48,7 @@ class Drawn:
     """Images (n, c, h, w) and what became of them: as they are, then under each network's attack."""
 
     rows: dict[str, Tensor]
-    farthest: dict[str, list[int]]  # Linf in grey levels
+    farthest: dict[str, list[int | None]]  # Linf in grey levels; None where nothing was found
 
 
 def run(
@@ -81,12 +81,14 @@ def run(
         found[table] = evaluations
         places = _first_of_each_class(evaluations)
         images, labels = dataset.test.at(torch.tensor(places))
-        rows, farthest = {"test images": images}, {}
+        rows = {"test images": images}
+        farthest: dict[str, list[int | None]] = {}
         for name, model in zip(printed.evolving, models, strict=True):
             words = f"{name}: {described(printed.rows[name].setting)}"
             turned = attacked(model, images, labels)
             rows[words] = turned
-            farthest[words] = [round(255 * float(one)) for one in (turned - images).abs().flatten(1).amax(1)]
+            # an image that nothing was found for comes back as it was
+            farthest[words] = [round(255 * float(one)) or None for one in (turned - images).abs().flatten(1).amax(1)]
         drawn[table] = Drawn(rows, farthest)
     picture(drawn, runs / f"bang-figure1-{scale}.png", f"scale {scale}")
     numbers = {
@@ -167,7 +169,7 @@ def picture(drawn: dict[str, Drawn], path: Path, title: str) -> None:
                     continue
                 axes.imshow(images[place].permute(1, 2, 0).numpy(), cmap="gray", vmin=0, vmax=1)
                 if words in one.farthest:
-                    axes.set_title(f"{one.farthest[words][place]}", fontsize=8, pad=2)
+                    axes.set_title(f"{one.farthest[words][place] or 'none'}", fontsize=8, pad=2)
             line[0].text(
                 -0.15,
                 0.5,

@@ -75,7 +75,7 @@ def run(
         shared = {which: common(models[CLEAN], models[which], models[STRONGEST]) for which in ROBUST[1:]}
         numbers[architecture] = {which: figures(record) for which, record in found.items()}
         numbers[architecture]["removed, cosine with linf-8"] = {
-            which: round(float(np.median(cosines)), 4) for which, cosines in shared.items()
+            which: round(float(np.nanmedian(cosines)), 4) for which, cosines in shared.items()
         }
         claimed += claims(architecture, found, shared)
         picture(found, runs / f"{NAME}-{scale}-{architecture}.png")

@@ -249,6 +249,7 @@ def _radii(lab: Laboratory, networks: Networks, watch: Callable[[int, int], None
     found: dict[str, Any] = {"radii": radii}
     for number, (name, network) in enumerate(networks.both.items()):
         standing, curve = right(network, inputs, labels), []
+        at_first = share(standing)
         for done, radius in enumerate(radii, 1):
             ball = replace(lab.threat, eps=radius)
             for attack in (DenseDirection(ball, lab.source.dense_direction), PGD(ball, steps=50, random_start=False)):
@@ -256,13 +257,21 @@ def _radii(lab: Laboratory, networks: Networks, watch: Callable[[int, int], None
                 standing[places] = after(attack, network, inputs[places], labels[places])
             curve.append(share(standing))
             watch(number * len(radii) + done, 2 * len(radii))
-        found[name] = {"standing": curve, **{f"r{part}": crossing(radii, curve, part / 100) for part in (95, 50, 5)}}
+        found[name] = {
+            "standing": curve,
+            **{f"r{part}": crossing(radii, curve, part / 100, at_first) for part in (95, 50, 5)},
+        }
     return found
 
 
-def crossing(radii: list[float], standing: list[float], level: float) -> float | None:
-    """Where a falling curve comes down to a level, straight between its points; None where it never does."""
-    points = list(zip([0.0, *radii], [1.0, *standing], strict=True))
+def crossing(radii: list[float], standing: list[float], level: float, at_first: float) -> float | None:
+    """Where a falling curve comes down to a level, straight between its points; None where it never does.
+
+    at_first: the curve at radius 0; where that is no higher than the level, so is the answer: 0.
+    """
+    if at_first <= level:
+        return 0.0
+    points = list(zip([0.0, *radii], [at_first, *standing], strict=True))
     for (near, above), (far, below) in itertools.pairwise(points):
         if below <= level < above:
             return near + (far - near) * (above - level) / (above - below)
