@@ -390,6 +390,17 @@ def test_an_image_walks_alone():
         torch.testing.assert_close(left.images[standing], stayed.images[standing], rtol=0, atol=1e-9)
 
 
+def test_zero_gradients_are_counted_for_every_point_of_an_image():
+    def flat(x):
+        return 0 * x.flatten(1).sum(1, keepdim=True) + torch.arange(6.0).flip(0)
+
+    x, labels = torch.full((4, 1, 2, 2), 0.5), torch.zeros(4, dtype=torch.int64)
+    attack = APGD(Linf(0.1), steps=10, targets=4, loss="margin")
+    in_turn, beside = (attack.run(flat, x, labels, until_success=True, room=room) for room in (4, 100))
+    assert torch.equal(beside.zero_gradients, beside.gradients)
+    assert torch.equal(beside.zero_gradients, in_turn.zero_gradients)
+
+
 @pytest.mark.parametrize("threat", [Linf(0.003), L2(0.02), L1(0.07)], ids=str)
 @pytest.mark.parametrize("room", [9, 20, 100])
 def test_targets_side_by_side_find_what_they_find_in_turn(threat, room):

@@ -62,6 +62,25 @@ def test_the_verdicts_are_the_models_own(model, pair, quick):
     assert 0 < quick.worst_case().count < quick.clean_accuracy().count
 
 
+def test_a_random_model_is_judged_by_draws_that_the_attack_has_not_seen(pair):
+    drawn = []
+
+    class Random(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(64, 10)
+
+        def forward(self, x):
+            noise = torch.rand(x.shape)
+            drawn.append((torch.is_grad_enabled(), noise.flatten()[0].item()))
+            return self.linear((x + noise).flatten(1))
+
+    evaluate(Random(), pair, Suite("one", {"FGSM": FGSM(Linf(0.1))}))
+    seen = {first for graded, first in drawn if graded}
+    assert drawn[-1][0] is False
+    assert drawn[-1][1] not in seen
+
+
 def test_the_model_comes_back_as_it_was(model, quick):
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from bessemer.attacks import PGD
+from bessemer.attacks import DDN, PGD, Transfer
 from bessemer.errors import ModelError
 from bessemer.evaluation import Suite, evaluate
 from bessemer.evaluation.fast import _folded, cheaper
@@ -140,6 +140,23 @@ def test_a_convolution_that_somebody_else_uses_is_left_alone():
     assert isinstance(folded.norm, nn.BatchNorm2d)
     assert isinstance(folded.last, nn.Identity)
     torch.testing.assert_close(folded(images), shared(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("odd", ["parametrised", "without running statistics"])
+def test_what_cannot_be_folded_is_left_as_it_is(odd):
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(4, track_running_stats=odd == "parametrised")
+    odd_one = nn.Sequential(nn.Conv2d(3, 4, 3), norm, nn.Flatten(), nn.Linear(400, 5)).eval()
+    if odd == "parametrised":
+        nn.utils.parametrizations.weight_norm(odd_one[0])
+    images = torch.rand(6, 3, 12, 12)
+    assert cheaper(odd_one, images)[1] == "channels last, bfloat16"
+
+
+def test_successes_that_were_not_found_through_the_copy_count_all_the_same(model, pair):
+    suite = Suite("s", {"DDN": Transfer(DDN(steps=40), copy.deepcopy(model))})
+    exact, fast = (evaluate(model, pair, suite, fast=fast).robust_accuracy("DDN").count for fast in (False, True))
+    assert exact == fast == 0
 
 
 @pytest.mark.parametrize("name", ["resnet", "preact-resnet", "wide-resnet"])

@@ -82,6 +82,16 @@ def test_float64_tells_underflow_from_a_network_without_gradients(plain, digits)
     assert flat.zero_gradient_share("FGSM").value == flat.zero_in_float64_share("FGSM").value == 1
 
 
+def test_a_model_that_insists_on_float32_is_judged_all_the_same(plain, digits):
+    def insisting(x):
+        assert x.dtype == torch.float32, "float32 please"
+        return x
+
+    found = judged(Wrapped(plain, before=insisting, after=lambda z: z * 1000), digits)
+    text = next(finding.figure for finding in found.findings if finding.name == "zero gradients")
+    assert "float64 could not be asked" in text
+
+
 def test_float64_is_not_spoken_of_where_it_was_not_asked(plain, digits):
     found = judged(lambda x: plain(x) * 1000, digits, samples=100)
     text = next(finding.figure for finding in found.findings if finding.name == "zero gradients")

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import distributed, multiprocessing, nn
 
-from bessemer.attacks import APGD, PGD, Attack, Square
+from bessemer.attacks import APGD, PGD, Attack, Square, Transfer
 from bessemer.data import load
 from bessemer.evaluation import Suite, evaluate
 from bessemer.evaluation.suites import through
@@ -108,6 +108,43 @@ def test_another_surrogate_is_another_question(model, tmp_path):
         suite = through(SUITE, surrogate)
         found = evaluate(model, pair(), suite, batch_size=50, resume=tmp_path / "journal")
         assert records(found) == records(evaluate(model, pair(), suite, batch_size=50))
+
+
+class Rounded(nn.Module):
+    """Answers about rounded pixels; its gradient is zero, unless it is told to look through the rounding."""
+
+    def __init__(self, inner, straight_through):
+        super().__init__()
+        self.inner, self.straight_through = inner, straight_through
+
+    def forward(self, x):
+        rounded = (x * 255).round() / 255
+        return self.inner(x + (rounded - x).detach() if self.straight_through else rounded)
+
+
+def test_a_model_whose_gradient_was_mended_is_another_question(model, tmp_path):
+    suite = Suite("pgd", {"PGD": PGD(THREAT, steps=5)})
+    masked = evaluate(Rounded(model, False), pair(), suite, batch_size=50, resume=tmp_path / "journal")
+    mended = evaluate(Rounded(model, True), pair(), suite, batch_size=50, resume=tmp_path / "journal")
+    assert mended.robust_accuracy("PGD").count < masked.robust_accuracy("PGD").count
+    assert records(mended) == records(evaluate(Rounded(model, True), pair(), suite, batch_size=50))
+
+
+def test_what_is_made_with_a_function_without_a_name_is_not_kept(model, tmp_path):
+    said = []
+    suite = Suite("transfer", {"PGD": Transfer(PGD(THREAT, steps=2), lambda images: model(images))})
+    evaluate(model, pair(), suite, batch_size=50, resume=tmp_path / "journal", say=said.append)
+    assert any("<lambda>, which no name tells from others; what is found is not kept" in one for one in said)
+    assert not list(tmp_path.rglob("0*"))
+
+
+def test_the_same_images_at_another_place_are_asked_about_again(model, tmp_path):
+    images, labels = pair()
+    parts = [(images[:60], labels[:60]), (images[60:], labels[60:])]
+    fewer = [(images[:20], labels[:20]), (images[60:], labels[60:])]
+    evaluate(model, parts, SUITE, batch_size=60, resume=tmp_path / "journal")
+    found = evaluate(model, fewer, SUITE, batch_size=60, resume=tmp_path / "journal")
+    assert records(found) == records(evaluate(model, fewer, SUITE, batch_size=60))
 
 
 def test_a_damaged_part_is_found_again(model, whole, tmp_path):

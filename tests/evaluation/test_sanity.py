@@ -1,11 +1,14 @@
 """Is it the question that was meant? Normalisation, labels, copies, buffers, radius."""
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from bessemer.data import load
-from bessemer.evaluation import evaluate
+from bessemer.evaluation import evaluate, sanity
 from bessemer.models import Normalize
 from bessemer.threat import Linf
 
@@ -161,3 +164,7 @@ def test_images_that_lie_class_by_class_are_noticed_where_only_the_first_were_ju
     assert finding.figure == "the 50 images are of 2 of 10 classes"
     mixed = evaluate(plain, (images, labels), "noise", samples=20)
     assert not [each for each in mixed.findings if each.name == "every class is asked about"]
+    # so many classes that a binomial coefficient is no float
+    many = replace(evaluate(plain, (images, labels), "noise", samples=200), classes=[str(name) for name in range(8000)])
+    many = replace(many, label=np.arange(200))
+    assert not [each for each in sanity.findings(many) if each.name == "every class is asked about"]

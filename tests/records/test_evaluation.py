@@ -227,6 +227,9 @@ def test_the_budgets_of_a_curve_are_runs_of_their_own_or_read_off_the_longest(ca
     curve = replace(cascade, suite="pgd-curve-untargeted", attacks=[short, whole]).over_budgets()
     assert [share.count for share in curve.values()] == [4, 3, 3, 3, 3]
     assert curve[10].interval == cascade.clean_accuracy().interval
+    # searched on another network, no image leaves early
+    through = replace(whole, attack=f"Transfer({whole.attack}, model=Sequential)")
+    assert list(replace(cascade, suite="pgd-curve", attacks=[short, through]).over_budgets()) == [10, 100]
     # B did not meet every right image; another suite's PGD-100 may have had other steps
     assert replace(cascade, suite="pgd-curve", attacks=[replace(other, name="PGD-100")]).over_budgets() == {}
     assert replace(cascade, attacks=[whole]).over_budgets() == {}

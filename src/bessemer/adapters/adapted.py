@@ -208,8 +208,7 @@ class AdaptedMinimal(Adapted):
 
     def _kept(self, found: Images, originals: Images, oracle: Oracle, rows: Rows) -> Images:
         found = _without_dust(found, found.clamp(0, 1))
-        reached = oracle.reached(found, oracle.logits(found, rows), rows)
-        return torch.where(column(reached, found), found, originals)
+        return torch.where(column(oracle.fooled(found, rows), found), found, originals)
 
 
 def _shared(passes: int, rows: Tensor) -> Tensor:

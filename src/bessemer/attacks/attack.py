@@ -155,6 +155,14 @@ class Oracle:
             reached[places] = self._goal.at(asked).reached(self.verdict(images[places], asked))
         return reached
 
+    def fooled(self, images: Images, rows: Rows = None) -> Bool[Tensor, " n"]:
+        """Which images do what the attacker wants, as the model itself says.
+
+        For points that were not found through the cheaper copy: on a boundary of the model's that copy says anything.
+        """
+        logits = self.verdict(images, rows) if self.indirect else self.logits(images, rows)
+        return self._goal.at(rows).reached(logits)
+
     @property
     def indirect(self) -> bool:
         """Whether a cheaper copy answers in place of the model."""
@@ -181,7 +189,7 @@ class Oracle:
                     x = images.double().requires_grad_()
                     (gradient,) = torch.autograd.grad(loss(goal, precise(x)).sum(), x)
                     still[places] = _all_zero(gradient).double()
-            except (RuntimeError, TypeError):
+            except Exception:  # the model's own code, which nobody has asked in float64 before
                 still = still.masked_fill(self.zero_gradients > 0, torch.nan)
         return still
 
@@ -215,11 +223,14 @@ class Oracle:
         if not zero.any():
             return
         places = zero.nonzero()[:, 0] if rows is None else rows[zero]
-        first = self.zero_gradients[places] == 0
+        # an image may stand in a batch several times: of several points the first is looked at again
+        order = torch.arange(len(places), device=places.device)
+        earliest = torch.full_like(self.zero_gradients, len(places)).scatter_reduce_(0, places, order, "amin")
+        first = (self.zero_gradients[places] == 0) & (earliest[places] == order)
         if first.any():
             here = zero.nonzero()[:, 0][first]
             self._zeros.append((places[first], images[here], goal.at(here), loss))
-        self.zero_gradients[places] += 1
+        self._count(self.zero_gradients, places)
 
 
 def _untouched(model: Model, images: Tensor) -> Tensor:

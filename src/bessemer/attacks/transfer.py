@@ -45,5 +45,4 @@ class Transfer(Wrapped):
             found = self.attack.search(oracle.asking(self.model), images, goal, seed, index, until_success=False)
         if self.kind != "minimal":
             return found
-        fooled = oracle.reached(found, oracle.logits(found))
-        return torch.where(column(fooled, images), found, images)
+        return torch.where(column(oracle.fooled(found), images), found, images)

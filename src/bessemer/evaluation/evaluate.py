@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,9 @@ from torch import Tensor, nn
 from bessemer import processes
 from bessemer.arithmetic import exact, flushed
 from bessemer.attacks import Attack, EightBit
-from bessemer.attacks.attack import Model
+from bessemer.attacks.attack import Model, borrowed
+from bessemer.attacks.goal import Goal
+from bessemer.attacks.losses import margin
 from bessemer.data import Dataset
 from bessemer.errors import FileError, ModelError, UsageError
 from bessemer.evaluation import checklist, masking, memory, sanity, stream, suites
@@ -39,7 +41,7 @@ from bessemer.evaluation.suites import Suite
 from bessemer.records import WORST, Evaluation, provenance
 from bessemer.threat import Threat
 
-VERSION = 1  # counts the ways in which attacks were carried out: what an older way found does not count
+VERSION = 2  # counts the ways in which attacks were carried out: what an older way found does not count
 BATCHES = 8  # that an evaluation on a budget is cut into at least, so that it can stop in time
 
 
@@ -226,8 +228,9 @@ class _Work:
         """Everything that needs a few images to be found out; returns how many images are to be judged at most."""
         self._judge = Judge(self.model, self.suite, self.seed, None, self._progress.passed)
         logits, _ = self._judge.predict(images[:8], labels[:8], len(self.names) or None)
+        few = images[:8], labels[:8]
         self._progress.classes = logits.shape[1]
-        asked, first = self.batch_size, _own(images, labels)
+        asked, first = self.batch_size, _own(0, images, labels)
         if self.batch_size is None:
             with blamed("the model fails where a gradient is asked for"):
                 self.batch_size = memory.batch_size(self.model, images)
@@ -238,7 +241,8 @@ class _Work:
             self.mode = f"fast: {done}"
             self._judge = Judge(self.model, self.suite, self.seed, cheap, self._progress.passed)
         # memory and speed are measured, by each process for itself: all go by what the first one found
-        plan = processes.agreed(lambda: self._plan(images, labels, total, cheap, asked, self._question(logits), first))
+        question = self._question(logits, *few)
+        plan = processes.agreed(lambda: self._plan(images, labels, total, cheap, asked, question, first))
         if plan.first != first:
             raise UsageError(
                 "the processes see different images; give each the same ones in the same order, unshuffled"
@@ -273,6 +277,8 @@ class _Work:
                 f"{images_}, about {cost.of(judged) / world:.0f} s"
             )
         try:
+            if nameless := next(_nameless(tuple(self.suite.attacks.values())), ""):
+                raise FileError(f"an attack holds the function {nameless}, which no name tells from others")
             before = self._journal.open()
             # what was measured differs from call to call, and shall not cost what was found
             measured = self.budget is not None or asked is None
@@ -288,7 +294,7 @@ class _Work:
             clear(self.folder)
         return _Plan(limit, question, first, kept)
 
-    def _question(self, logits: Tensor) -> dict[str, Any]:
+    def _question(self, logits: Tensor, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """What must agree for verdicts of an earlier call to count."""
         digest = hashlib.sha256(logits.cpu().numpy().tobytes())
         if self.resume is not None:
@@ -300,6 +306,7 @@ class _Work:
             "version": f"{VERSION} {version('bessemer')} {torch.__version__}",
             "device": str(logits.device.type),
             "model": digest.hexdigest(),
+            "slopes": self._slopes(images, labels),
             "attacks": {key: repr(attack) for key, attack in self.suite.attacks.items()},
             "cascade": self.suite.cascade,
             "pass_scores": self.suite.pass_scores,
@@ -310,9 +317,19 @@ class _Work:
             "saved": self.folder is not None,
         }
 
+    def _slopes(self, images: Tensor, labels: Tensor) -> list[str]:
+        """How steep the model is at each image, in two digits: a mended gradient may be all that is new of a model."""
+        x = images.detach().requires_grad_()
+        try:
+            with borrowed(self.model, images.device, self.seed):
+                (gradient,) = torch.autograd.grad(margin(Goal(labels), self.model(x)).sum(), x)
+        except Exception:  # a model without gradients may be asked all the same
+            return []
+        return [f"{length:.1e}" for length in gradient.flatten(1).norm(dim=1).tolist()]
+
     def _batch(self, number: int, place: int, images: Tensor, labels: Tensor) -> Found:
         """All that is to be found about one batch; what the journal holds is not found again."""
-        digests, own_labels, own = sanity.digests(images), labels.tolist(), _own(images, labels)
+        digests, own_labels, own = sanity.digests(images), labels.tolist(), _own(place, images, labels)
         clean = self._journal.recall(number, "clean", own)
         if clean is None:
             clean = self._clean(number, images, labels)
@@ -380,9 +397,9 @@ class _Work:
         return {name: {float(eps): int(count) for eps, count in curve} for name, curve in kept.items()}, few
 
 
-def _own(images: Tensor, labels: Tensor) -> str:
-    """What tells these images with these labels from all others."""
-    return hashlib.sha256(json.dumps([sanity.digests(images), labels.tolist()]).encode()).hexdigest()
+def _own(place: int, images: Tensor, labels: Tensor) -> str:
+    """What tells these images with these labels, at this place of the data, from all others."""
+    return hashlib.sha256(json.dumps([place, sanity.digests(images), labels.tolist()]).encode()).hexdigest()
 
 
 def _modules(held: Any) -> Iterator[nn.Module]:
@@ -394,6 +411,19 @@ def _modules(held: Any) -> Iterator[nn.Module]:
             yield from _modules(each)
     elif isinstance(held, Attack):
         yield from _modules(tuple(vars(held).values()))
+
+
+def _nameless(held: Any) -> Iterator[str]:
+    """Functions that attacks hold and that could be others tomorrow: made inside others, or by `lambda`."""
+    if isinstance(held, tuple):
+        for each in held:
+            yield from _nameless(each)
+    elif isinstance(held, Attack):
+        yield from _nameless(tuple(vars(held).values()))
+    elif callable(held) and not isinstance(held, nn.Module) and not is_dataclass(held):
+        name = getattr(held, "__qualname__", f"{type(held).__name__}()")
+        if not name.isidentifier():
+            yield name
 
 
 def _content(value: Any) -> bytes:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from bessemer.attacks import borrowed
@@ -96,11 +97,17 @@ def _folded(copy: nn.Module, images: Tensor) -> nn.Module | None:
             hook.remove()
     folded = False
     for norm, (output, convolution) in before.items():
-        if calls[norm] == calls[convolution] == 1 and uses[output.grad_fn] == 1:
+        if calls[norm] == calls[convolution] == 1 and uses[output.grad_fn] == 1 and _plain(convolution, norm):
             copy.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
             copy.set_submodule(names[norm], nn.Identity())
             folded = True
     return copy if folded else None
+
+
+def _plain(convolution: nn.Module, norm: _BatchNorm) -> bool:
+    """Whether the weight is the convolution's own, not made anew in each pass, and the norm has running statistics."""
+    own = not parametrize.is_parametrized(convolution) and not convolution._forward_pre_hooks
+    return own and norm.running_mean is not None
 
 
 def _uses(logits: Tensor) -> Counter[Any]:

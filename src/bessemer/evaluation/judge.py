@@ -17,6 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from bessemer import randomness
 from bessemer.attacks import Attack, Outcome, borrowed, check_images, check_logits
 from bessemer.attacks.attack import Model
 from bessemer.attacks.wrapped import in_ball
@@ -190,7 +191,9 @@ class Judge:
         verdict, broken = batch.prediction.clone(), 0
         if len(rows):
             failing = blamed("the model fails on images that an attack returned")
-            with torch.no_grad(), borrowed(self.model, images.device, self.seed), failing:
+            # a model that draws random numbers must not draw those that the attack has seen
+            fresh = randomness.subseed(self.seed, 1)
+            with torch.no_grad(), borrowed(self.model, images.device, fresh), failing:
                 logits = self.model(part.images)
             # NaN is no answer: it is told, and not counted as a success of the attack
             nothing = logits.isnan().any(1)

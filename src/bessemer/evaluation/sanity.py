@@ -168,8 +168,8 @@ def _classes(evaluation: Evaluation) -> list[Finding]:
     count, classes = len(evaluation), len(evaluation.classes)
     seen = len(set(evaluation.label.tolist()))
     # the chance that draws from all classes alike meet no more than so many
-    by_chance = min(1.0, math.comb(classes, seen) * (seen / classes) ** count)
-    if by_chance >= 0.001:
+    ways = math.lgamma(classes + 1) - math.lgamma(seen + 1) - math.lgamma(classes - seen + 1)
+    if ways + count * math.log(seen / classes) >= math.log(0.001):
         return []
     return [
         Finding(

@@ -287,19 +287,21 @@ class Evaluation:
     def over_budgets(self) -> dict[int, Share]:
         """Robust accuracy after so many steps, of the suite `pgd-curve`: its attacks are called PGD-10, PGD-2000.
 
-        Of a budget with a run of its own, what that leaves; of the others, what the longest run leaves by then. Empty
-        for other suites, and where some right image never met one of the attacks.
+        Of a budget with a run of its own, what that leaves; of the others, what the longest run leaves by then, unless
+        it searched on another network: then no image left it early, and nothing says when one fell. Empty for other
+        suites, and where some right image never met one of the attacks.
         """
         own = {int(match[1]): rows for rows in self.attacks if (match := re.fullmatch(r"PGD-(\d+)", rows.name))}
         curved = bool(own) and self.suite.startswith("pgd-curve")
         if not curved or any((rows["prediction"][self.right] == NOT_TRIED).any() for rows in own.values()):
             return {}
         longest = max(own)
+        between = [] if "Transfer(" in own[longest].attack else [count for count in BUDGETS if count < longest]
         return {
             count: self.robust_accuracy(own[count].name)
             if count in own
             else self.over_steps(own[longest].name, [count])[0]
-            for count in sorted({*own, *(count for count in BUDGETS if count < longest)})
+            for count in sorted({*own, *between})
         }
 
     def robust_accuracy(self, name: str) -> Share:
