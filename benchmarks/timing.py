@@ -30,7 +30,7 @@ def ratios(others: dict[str, Callable[[], object]], base: Callable[[], object], 
             times[name].append((own, (before + after) / 2))
     for name, both in times.items():
         quotients = [own / bare for own, bare in both]
-        low, middle, high = statistics.quantiles(quotients, n=4)
+        low, middle, high = statistics.quantiles(quotients, n=4, method="inclusive")
         found[name] = {
             "ratio": round(middle, 3),
             "quartiles": [round(low, 3), round(high, 3)],

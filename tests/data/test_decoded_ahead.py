@@ -102,7 +102,7 @@ def test_under_torchrun_processes_share_the_cores(monkeypatch):
 
 
 PROGRAM = """
-    import multiprocessing, signal
+    import multiprocessing, signal, sys
     from itertools import count
     import torch
     from bessemer.data.decoded_ahead import decoded_ahead
@@ -112,7 +112,8 @@ PROGRAM = """
 
     if __name__ == "__main__":
         caught = []
-        before = signal.signal(signal.SIGINT, lambda *_: caught.append(1))
+        end = int(sys.argv[1])
+        before = signal.signal(end, lambda *_: caught.append(1))
         coming = decoded_ahead(work, ((torch.tensor([n]), n) for n in count()), 2)
         next(coming)
         print(*(child.pid for child in multiprocessing.active_children()), flush=True)
@@ -120,7 +121,7 @@ PROGRAM = """
             next(coming)
         for _ in range(20):
             next(coming)
-        signal.signal(signal.SIGINT, before)
+        signal.signal(end, before)
         print("saved", flush=True)
         while True:
             next(coming)
@@ -128,9 +129,9 @@ PROGRAM = """
 
 
 @contextmanager
-def job():
+def job(end=signal.SIGINT):
     """A process in a group of its own that reads a stream, and the numbers of its two workers."""
-    command = [sys.executable, "-c", textwrap.dedent(PROGRAM)]
+    command = [sys.executable, "-c", textwrap.dedent(PROGRAM), str(int(end))]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
@@ -144,6 +145,19 @@ def job():
 
 
 only_posix = pytest.mark.skipif(os.name != "posix", reason="signals to process groups are of POSIX systems")
+
+
+@only_posix
+def test_a_schedulers_signal_to_all_processes_lets_the_job_save_first():
+    with job(signal.SIGTERM) as (process, _):
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.stdout.readline() == "saved\n"
+
+
+def test_a_program_that_leaves_its_workers_waiting_ends_all_the_same():
+    ending = textwrap.dedent(PROGRAM.partition("        while not caught")[0])
+    done = subprocess.run([sys.executable, "-c", ending, str(int(signal.SIGTERM))], timeout=60, check=False)
+    assert done.returncode == 0
 
 
 @only_posix

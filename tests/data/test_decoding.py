@@ -122,6 +122,15 @@ def test_a_large_jpeg_is_decoded_small_and_looks_the_same(tmp_path, monkeypatch)
     assert max(shrunk) == 8
 
 
+def test_an_orientation_that_does_not_exist_turns_nothing(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 9
+    odd = save(tmp_path / "odd.jpg", photo(3, 600, 240), exif=exif)
+    plain = save(tmp_path / "plain.jpg", photo(3, 600, 240))
+    for draws in np.random.default_rng(0).random((20, decoding.ATTEMPTS, decoding.DRAWS)).tolist():
+        assert np.array_equal(*(decoding.random_square(file, 40, draws, "") for file in (odd, plain)))
+
+
 @pytest.mark.parametrize("ending", ["jpg", "png"])
 def test_a_photo_that_lies_on_its_side_is_cut_upright(tmp_path, ending):
     lying = save(tmp_path / f"lying.{ending}", photo(3, 600, 240), exif=rotated())

@@ -6,6 +6,7 @@ import time
 from dataclasses import replace
 
 import pytest
+import torch
 
 import bessemer as bs
 from bessemer.errors import FileError, UsageError
@@ -13,7 +14,7 @@ from bessemer.records import Evaluation, Sweep
 from bessemer.records.sweep import DONE, FAILED, WAITING
 from bessemer.sweeps import study as studies
 from bessemer.sweeps.objective import Judge, objective
-from bessemer.training import Recipe, train
+from bessemer.training import Recipe, load, train
 
 SHORT, LONGER = ["training.iterations=8"], ["training.iterations=60"]
 GRID = {"grid": ["method.beta=1.0:1.5:0.5", "method.epsilon=0.8,0.84"]}
@@ -64,6 +65,20 @@ def test_objectives_are_what_the_records_of_the_run_say(grid):
         assert trial.measured["pass:FGS"] == evaluation.produced("FGS", "pass_score")[0]
         assert trial.measured["linf:FGS"] == 255 * evaluation.produced("FGS", "linf")[0]
         assert (evaluation.data, len(evaluation)) == ("digits-validation", 10)
+
+
+def test_a_trial_is_judged_by_the_weights_that_its_recipe_names(tmp_path):
+    changes = [*SHORT, "evaluation.checkpoint=best", "training.validate_every=1", "optimizer.lr=1.0"]
+    found = bs.sweep("digits", tmp_path / "s", changes=changes, grid=["seed=0,1,2"], **CLEAN)
+    images, labels = bs.data.load("digits").validation.at(slice(None))
+    differ = False
+    for trial in found.trials:
+        best, last = (load(tmp_path / "s" / trial.name, checkpoint=which) for which in ("best", "last"))
+        with torch.no_grad():
+            right, other = ((each(images).argmax(1) == labels).float().mean().item() for each in (best, last))
+        assert trial.measured["accuracy"] == pytest.approx(right)
+        differ |= right != other
+    assert differ, "the best weights were the last ones throughout: nothing was tested"
 
 
 def test_the_best_and_the_front_are_those_of_the_definition(grid):
@@ -148,7 +163,8 @@ def test_a_worker_that_falls_silent_elsewhere_loses_its_trial(tmp_path, monkeypa
         time.sleep(2.1)
         found = bs.sweep("digits", tmp_path / "s", **asked)
         assert [trial.state for trial in found.trials] == [DONE, DONE]
-        other.finish(silent, {"accuracy": 0.0}, ["accuracy"])  # too late: it counts for nothing
+        # too late: it counts for nothing
+        other.finish(silent, {"accuracy": 0.0}, ["accuracy"], seconds=1.0)
         assert other.trials()[0].measured == found.trials[0].measured
 
 

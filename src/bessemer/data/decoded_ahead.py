@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -68,9 +69,10 @@ def decoded_ahead(
             if isinstance(found, str):
                 raise DataError(found)
             yield found
-    except RuntimeError as problem:
+    except (RuntimeError, ConnectionError, EOFError) as problem:  # as it dies in its work, or in handing it over
+        why = (str(problem) or type(problem).__name__).splitlines()[0].strip()
         raise DataError(
-            f"decoding images in {workers} processes failed: {str(problem).splitlines()[0].strip()}; if one was "
+            f"decoding images in {workers} processes failed: {why}; if one was "
             "killed, the memory or /dev/shm was full: set data.workers lower, and go on with --resume"
         ) from problem
 
@@ -97,6 +99,17 @@ def _begin(number: int) -> None:
     # a worker holds its parent's memory and locks: one that outlived a killed run might keep it from being resumed
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
-    # Ctrl-C reaches every process of a terminal: the first one ends the others, maybe after a checkpoint
+    # Ctrl-C reaches every process of a terminal, a scheduler's SIGTERM every process of a job: the first one ends the
+    # others, maybe after a checkpoint
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_end_when_told, daemon=True).start()
     warnings.filterwarnings("ignore", module="PIL")  # of damaged EXIF blocks, once a worker and file
+
+
+def _end_when_told() -> None:
+    """End this process at its parent's SIGTERM, and at nobody else's."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

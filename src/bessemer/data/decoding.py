@@ -66,13 +66,16 @@ def centre_square(path: Path, size: int, resize: int, remedy: str) -> Pixels:
         return np.asarray(image.crop((left, top, left + size, top + size)))
 
 
+_LYING = (5, 6, 7, 8)  # orientations that a quarter turn makes upright; there are files with others, that mean nothing
+
+
 def random_square(path: Path, size: int, draws: Sequence[Sequence[float]], remedy: str) -> Pixels:
     """How a training image is seen: a random part of it (`crop_box`), made `size` × `size` (bilinear).
 
     Returns RGB, (size, size, 3). Raises `DataError` where the file cannot be read.
     """
     with opened(path, remedy) as file:
-        lying = file.getexif().get(ExifTags.Base.Orientation, 1) >= 5  # a quarter turn makes it upright
+        lying = file.getexif().get(ExifTags.Base.Orientation) in _LYING
         width, height = file.size[::-1] if lying else file.size
         left, top, across, down = crop_box(width, height, draws)
         # libjpeg decodes at a half, a quarter or an eighth of the size for a part of the price

@@ -153,6 +153,7 @@ def carry_out(
         )
         if model.iteration < recipe.training.iterations:
             raise Interrupted
+        model = training.load(folder, device)  # the weights that the recipe names, maybe the best
         dataset = judged_on(data.load(recipe.data[0], data_dir, **recipe.data[1]), judge)
         found = _clean(model, dataset.test, device)
         found["seconds"] = sum(line.get("seconds", 0.0) for line in read_metrics(folder / "metrics.jsonl"))

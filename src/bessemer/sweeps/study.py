@@ -205,12 +205,15 @@ class Study:
             for key, value in facts.items():
                 self._storage.set_trial_user_attr(claim.identifier, key, value)
 
-    def finish(self, claim: Claim, measured: dict[str, float], objectives: Sequence[str], reason: str = "") -> None:
-        """Report what a trial measured. reason: why it failed, if it did."""
+    def finish(
+        self, claim: Claim, measured: dict[str, float], objectives: Sequence[str], reason: str = "", **facts: Any
+    ) -> None:
+        """Report what a trial measured. reason: why it failed, if it did. facts: kept with it."""
         with self._answering(), self._alone():
             if self._storage.get_trial(claim.identifier).state != TrialState.RUNNING:
                 return  # this worker was taken for dead, and another one has the trial
-            self._storage.set_trial_user_attr(claim.identifier, "measured", measured)
+            for key, value in {"measured": measured, **facts}.items():
+                self._storage.set_trial_user_attr(claim.identifier, key, value)
             if reason:
                 self._storage.set_trial_user_attr(claim.identifier, "reason", reason)
                 self._study.tell(claim.number, state=TrialState.FAIL)

@@ -235,11 +235,10 @@ def _do(
         except BaseException:
             study.give_back(claim)
             raise
-        study.describe(claim, seconds=round(measured["seconds"], 1))
         finite = {name: measured[name] for name in names if math.isfinite(measured[name])}
         missing = [name for name in names if name not in finite]
         reason = f"{missing[0]} is not to be had: the attack found nothing to measure" if missing else ""
-        study.finish(claim, finite, names, reason)
+        study.finish(claim, finite, names, reason, seconds=round(measured["seconds"], 1))
     return True
 
 

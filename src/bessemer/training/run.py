@@ -484,7 +484,7 @@ def _laid_out(model: nn.Module, recipe: Recipe) -> nn.Module:
 def validated(model: nn.Module, split: Split, size: int = 500) -> tuple[float, float]:
     """Mean loss and accuracy in evaluation mode, over all processes; the model is left in training mode."""
     model.eval()
-    found = torch.zeros(2, dtype=torch.float64, device=split.labels.device)
+    found = torch.zeros(2, dtype=torch.float64, device=next(model.parameters()).device)
     with torch.no_grad():
         for images, labels, _ in _shared_out(split, size, model):
             logits = model(images)
@@ -497,7 +497,7 @@ def validated(model: nn.Module, split: Split, size: int = 500) -> tuple[float, f
 
 def withstood(model: nn.Module, split: Split, attack: Attack, seed: int, size: int = 500) -> float:
     """The share of images that the model gets right, and still does after the attack, over all processes."""
-    found = torch.zeros(1, dtype=torch.float64, device=split.labels.device)
+    found = torch.zeros(1, dtype=torch.float64, device=next(model.parameters()).device)
     model.eval()
     for images, labels, index in _shared_out(split, size, model):
         with torch.no_grad():

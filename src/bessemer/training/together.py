@@ -1,8 +1,8 @@
 """A grid of small models trained as one: `train` for many recipes that differ in seed, beta and epsilon alone.
 
 What is left behind are ordinary runs, a folder each, which nothing downstream can tell from those that were trained one
-by one; their weights agree with these up to rounding. The runs advance together: a checkpoint is written for all or for
-none, and a grid that was killed goes on from the newest that all have.
+by one; their weights agree with these up to rounding, but the best of them are not kept. The runs advance together: a
+checkpoint is written for all or for none, and a grid that was killed goes on from the newest that all have.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class LogitPairing(Perturbing):
         else:
             images = batch.images
             if self.noise:
-                noise = normal(tuple(images.shape[1:]), batch.seed, batch.index, images.dtype, stream=5)
+                noise = normal(tuple(images.shape[1:]), batch.seed, batch.index, images.dtype, stream=8)
                 images = (images + self.noise * noise).clamp(0, 1)
         logits = report_misclassified(model, model(images), labels)
         loss = cross_entropy(logits, labels, label_smoothing=self.label_smoothing)
