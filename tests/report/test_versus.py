@@ -244,7 +244,7 @@ def test_a_file_that_is_missing_or_no_evaluation_is_named(tmp_path):
     with pytest.raises(FileError, match=r"missing\.json cannot be read"):
         report([tmp_path / "missing.json"], tmp_path / "r.html")
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(FileError, match=r"other\.json is damaged"):
+    with pytest.raises(FileError, match=r"other\.json is JSON, but no record"):
         report([tmp_path / "other.json"], tmp_path / "r.html")
 
 

@@ -93,13 +93,13 @@ def run(
     picture(drawn, runs / f"bang-figure1-{scale}.png", f"scale {scale}")
     numbers = {
         TABLES[table].title: {
-            evaluation.model: {
+            name: {
                 "mean_linf": round(255 * evaluation.produced(HC1, "linf")[0], 2),
                 "mean_pass": round(evaluation.produced(HC1, "pass_score")[0], 4),
                 "images": len(evaluation),
                 "drawn_linf": drawn[table].farthest[words],
             }
-            for evaluation, words in zip(evaluations, drawn[table].farthest, strict=True)
+            for name, evaluation, words in zip(TABLES[table].evolving, evaluations, drawn[table].farthest, strict=True)
         }
         for table, evaluations in found.items()
     }
@@ -139,15 +139,16 @@ def claims(found: dict[str, list[Evaluation]]) -> list[Claim]:
     for table, (regular, bang) in found.items():
         share = farther(regular, bang)
         linf = [255 * one.produced(HC1, "linf")[0] for one in (regular, bang)]
-        printed = [TABLES[table].rows[name].published["hc1_linf"] for name in TABLES[table].evolving]
+        names = TABLES[table].evolving
+        printed = [TABLES[table].rows[name].published["hc1_linf"] for name in names]
         made.append(
             Claim(
                 f"{TABLES[table].title}: HC1 has to change most images more for BANG (at least two thirds of them)",
                 share.total > 0 and share.value >= 2 / 3,
-                f"{share}; mean Linf {regular.model} {linf[0]:.1f}, {bang.model} {linf[1]:.1f} grey levels",
+                f"{share}; mean Linf {names[0]} {linf[0]:.1f}, {names[1]} {linf[1]:.1f} grey levels",
                 ", ".join(
                     f"{name} {one[0]:g}"  # type: ignore[index]
-                    for name, one in zip(TABLES[table].evolving, printed, strict=True)
+                    for name, one in zip(names, printed, strict=True)
                 )
                 + " (tables)",
             )
