@@ -277,7 +277,8 @@ class _Work:
                 f"{images_}, about {cost.of(judged) / world:.0f} s"
             )
         try:
-            if nameless := next(_nameless(tuple(self.suite.attacks.values())), ""):
+            nameless = next(_nameless(tuple(self.suite.attacks.values())), "")
+            if nameless and self.resume is not None:
                 raise FileError(f"an attack holds the function {nameless}, which no name tells from others")
             before = self._journal.open()
             # what was measured differs from call to call, and shall not cost what was found
