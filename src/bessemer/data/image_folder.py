@@ -2,7 +2,7 @@
 
 The classes are the folders' names in alphabetical order. `val` is the test split (nothing may be chosen by it); of each
 class of `train`, `held_out` images validate, always the same ones. Where there is no `train`, there are only test
-images. Both come in turn from all classes, so that the first few stand for all of them.
+images. Test and validation images come in turn from all classes, so that the first few stand for all of them.
 
 A training image is a random part of its file (8 to 100 % of the area, ratio 3/4 to 4/3) resized to `size` × `size`; a
 test image has its short side resized to `resize` (bicubic, by Pillow, which averages where it shrinks), and its middle

@@ -307,7 +307,7 @@ class _Work:
             "version": f"{VERSION} {version('bessemer')} {torch.__version__}",
             "device": str(logits.device.type),
             "model": digest.hexdigest(),
-            "slopes": self._slopes(images, labels),
+            "slopes": self._slopes(images, labels) if self.resume is not None else [],
             "attacks": {key: repr(attack) for key, attack in self.suite.attacks.items()},
             "cascade": self.suite.cascade,
             "pass_scores": self.suite.pass_scores,
