@@ -154,6 +154,20 @@ def test_a_schedulers_signal_to_all_processes_lets_the_job_save_first():
         assert process.stdout.readline() == "saved\n"
 
 
+@only_posix
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_meets_a_worker_as_it_starts_does_not_end_it(end):
+    program = textwrap.dedent(PROGRAM.partition("        end =")[0]) + textwrap.dedent(f"""
+        import os
+        signal.signal({int(end)}, signal.SIG_DFL)
+        os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), {int(end)}))
+        coming = decoded_ahead(work, ((torch.tensor([n]), n) for n in range(4)), 2)
+        print(len([*coming]))
+    """).replace("\n", "\n    ")
+    done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False, capture_output=True, text=True)
+    assert done.stdout == "4\n", done.stderr
+
+
 def test_a_program_that_leaves_its_workers_waiting_ends_all_the_same():
     ending = textwrap.dedent(PROGRAM.partition("        while not caught")[0])
     done = subprocess.run([sys.executable, "-c", ending, str(int(signal.SIGTERM))], timeout=60, check=False)

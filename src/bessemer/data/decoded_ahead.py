@@ -14,6 +14,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from threading import Thread
 from typing import Any
 
@@ -61,7 +62,7 @@ def decoded_ahead(
         multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
     )
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _signals_held_back():
             # from Python 3.12 on, a fork beside threads is warned of; these processes use no lock of theirs
             warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
             coming = iter(loader)
@@ -95,6 +96,19 @@ def _as_it_is(found: Any) -> Any:
     return found
 
 
+@contextmanager
+def _signals_held_back() -> Iterator[None]:
+    """Processes begun in here meet no signal before `_begin` has said what becomes of it; this one later."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _begin(number: int) -> None:
     # a worker holds its parent's memory and locks: one that outlived a killed run might keep it from being resumed
     if sys.platform == "linux":
@@ -103,8 +117,9 @@ def _begin(number: int) -> None:
     # others, maybe after a checkpoint
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        Thread(target=_end_when_told, daemon=True).start()
+        Thread(target=_end_when_told, daemon=True).start()  # SIGTERM stays held back from everything else
+    elif sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     warnings.filterwarnings("ignore", module="PIL")  # of damaged EXIF blocks, once a worker and file
 
 
