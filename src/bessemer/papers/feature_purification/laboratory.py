@@ -46,10 +46,10 @@ WITHSTANDS = "What is left withstands any perturbation of that radius, not only 
 OTHERS = "Models that cannot hold pure features cannot withstand it"
 RANKS = "Most of purification is one direction, removed from all neurons at once"
 SCALING = "The gap grows with the dimension"
-FURTHER = "Nearer to the paper's letter, or harder"
+FURTHER = "Nearer to the paper, or harder"
 AHEAD = "further-"
 HARDER = {
-    "common-threshold": "One threshold for all neurons, as in the paper",
+    "common-threshold": "One threshold for all neurons",
     "spread-signal": "|w*_i| drawn from 0.5 to 1.5",
     "no-margin": "No sample left out for its margin",
     "spikes": "Noise made of atoms as well",
@@ -138,7 +138,7 @@ def experiments(scale: Scale, dim: int | None = None, sparsity: int = 6) -> dict
 
 
 def further(dim: int) -> dict[str, Laboratory]:
-    """What the claims' experiments leave out: nearer to the paper's letter, or harder."""
+    """What the claims' experiments leave out: nearer to the paper, or harder."""
     usual = replace(laboratory(dim), measured=LIGHT)
     source = usual.source
     common = Thresholds(end=2.8, common=0.9)
