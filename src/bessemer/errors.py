@@ -34,6 +34,10 @@ class ModelError(BessemerError, TypeError):
     """A model that is not a callable from images to logits."""
 
 
+class NoNumbersError(ModelError):
+    """A model that answers nothing but NaN."""
+
+
 class ThreatError(BessemerError, ValueError):
     """A radius that cannot be meant, or an image that left its ball."""
 

@@ -14,6 +14,8 @@ from torch import Tensor, distributed
 from bessemer.errors import BessemerError
 
 T = TypeVar("T")
+# a batch of a large model may take an hour, and who is through waits for the others; torchrun ends all if one fails
+PATIENCE = timedelta(days=30)
 _TORCHRUN = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"}  # what it tells its processes
 
 
@@ -30,8 +32,7 @@ def under_torchrun(device: str) -> Iterator[str]:
     if on_gpu:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    # a batch of a large model may take an hour, and who is through waits for the others; torchrun ends all if one fails
-    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=timedelta(days=30))
+    distributed.init_process_group("nccl" if on_gpu else "gloo", timeout=PATIENCE)
     try:
         yield device
     finally:

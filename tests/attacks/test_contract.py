@@ -395,6 +395,18 @@ def test_bad_input_is_refused_in_a_sentence(attack, model, batch):
         attack(model, images, labels.float())
 
 
+def test_logits_of_one_image_that_look_like_probabilities_are_logits(batch):
+    """Attacks of a random class ask about the first image alone how many classes there are."""
+    images, labels = batch
+    share = torch.linspace(0.4, 3, len(images))
+
+    def model(x):
+        return torch.stack([share[: len(x)], 0.6 * torch.ones(len(x))], 1) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+    attack = GradientAttack(Linf(0.1), 3, aim=parts.RandomClass())
+    assert attack(model, images, labels % 2).shape == images.shape
+
+
 @pytest.mark.parametrize("attack", [FGSM(Linf(0.1)), FGSLine(), HotCold()], ids=repr)
 def test_models_that_do_not_return_logits_are_refused(attack, batch):
     images, labels = batch

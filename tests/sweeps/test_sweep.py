@@ -181,10 +181,13 @@ def test_a_trial_whose_workers_are_killed_again_and_again_fails_for_good(tmp_pat
     assert [(trial.state, trial.reason) for trial in found.trials] == [(FAILED, "its workers were killed 5 times")]
 
 
-def test_a_trial_that_diverges_fails_and_the_others_go_on(tmp_path):
-    found = bs.sweep("digits", tmp_path / "s", changes=SHORT, grid=["optimizer.lr=1e30,0.05"], **CLEAN)
+@pytest.mark.parametrize(
+    ("recipe", "reason"), [("digits", "the loss is"), ("adversarial-digits", "the model returns NaN")]
+)
+def test_a_trial_that_diverges_fails_and_the_others_go_on(tmp_path, recipe, reason):
+    found = bs.sweep(recipe, tmp_path / "s", changes=SHORT, grid=["optimizer.lr=1e30,0.05"], **CLEAN)
     assert [trial.state for trial in found.trials] == [FAILED, DONE]
-    assert "the loss is" in found.trials[0].reason
+    assert reason in found.trials[0].reason
 
 
 def test_what_cannot_be_measured_fails_the_trial_and_keeps_the_rest(tmp_path):

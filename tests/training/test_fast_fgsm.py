@@ -99,6 +99,16 @@ def test_overfitting_stops_training_and_says_so(prepared):
         method().loss(model, batch(9))
 
 
+def test_while_the_radius_grows_nothing_is_checked(prepared):
+    growing = method(warmup=30)
+    model = prepared(growing, Planted(pit=0.0))
+    for iteration in (9, 19):
+        growing.loss(model, batch(iteration))
+        assert model.installed_fast_fgsm.best == 0
+    growing.loss(model, batch(29))
+    assert model.installed_fast_fgsm.best == 1
+
+
 def test_a_network_that_withstands_both_is_trained_on(prepared):
     model = prepared(method(), Planted(pit=0.0))
     for iteration in (9, 19, 29):

@@ -24,8 +24,9 @@ SPREAD = {
     "balanced": ["training.sharded=true", "training.average=0.5"],
     "attacked": [ATTACKED, "training.sharded=true", 'validation.attack={name="fgsm", threat="Linf:0.1"}'],
 }
-# each process normalises its own images, and draws its own dropout
-APART = ["model={name='resnet', depth=8, width=4, dropout=0.3, classes=2}", "training.synchronized_norm=false"]
+# each process normalises its own images, and draws its own dropout; the attack reads the running statistics
+APART = [ATTACKED, "training.synchronized_norm=false"]
+APART += ["model={name='resnet', depth=8, width=4, dropout=0.3, classes=2}"]
 
 
 def recipe(*changes):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from bessemer.errors import ImagesError, LabelsError, ModelError
+from bessemer.errors import ImagesError, LabelsError, ModelError, NoNumbersError
 
 
 def check_images(images: Tensor, box: tuple[float, float] | None = (0.0, 1.0)) -> None:
@@ -68,7 +68,7 @@ def check_logits(logits: Tensor, labels: Tensor, classes: int | None = None) -> 
     values = logits.detach()
     # of one image alone NaN tells nothing about the model: an attack may have led the image there
     if len(values) > 1 and torch.isnan(values).any(1).all():
-        raise ModelError(f"the model returns NaN for each of {len(values)} images")
+        raise NoNumbersError(f"the model returns NaN for each of {len(values)} images")
     if classes is not None and logits.shape[1] != classes:
         raise ModelError(f"the model returns {logits.shape[1]} logits per image, but the data has {classes} classes")
     low, high = (int(value) for value in torch.aminmax(labels))
@@ -76,7 +76,8 @@ def check_logits(logits: Tensor, labels: Tensor, classes: int | None = None) -> 
         raise LabelsError(
             f"labels should lie in 0 … {logits.shape[1] - 1}, the classes the model knows, but run from {low} to {high}"
         )
-    if bool((values >= 0).all() & ((values.float().sum(1) - 1).abs() < 1e-3).all()):
+    # one row may look like probabilities by chance
+    if len(values) > 1 and bool((values >= 0).all() & ((values.float().sum(1) - 1).abs() < 1e-3).all()):
         raise ModelError(
             "the model returns probabilities (its rows are positive and sum to 1), not logits; "
             "take the softmax off its end, it hides gradients"

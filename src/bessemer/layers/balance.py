@@ -36,6 +36,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, distributed, nn
 from torch.nn import functional
 
+from bessemer import processes
 from bessemer.errors import BalanceError
 from bessemer.layers.adaptive import epsilon_for, norm_keeping
 
@@ -395,8 +396,8 @@ def balance(
         rules[name] = _Rule(name, layer_beta, layer_epsilon, misclassified, bias, contributing, keep_norm)
     if not layers:
         raise BalanceError("nothing to balance: the model has no linear or convolution layer that beta selects")
-    # a process group of its own: its maxima must not wait behind other traffic
-    shared = _Shared(group=distributed.new_group() if distributed.is_initialized() else None)
+    # a process group of its own: its maxima must not wait behind other traffic, but do wait for an attack elsewhere
+    shared = _Shared(group=distributed.new_group(timeout=processes.PATIENCE) if distributed.is_initialized() else None)
     for name, module in layers.items():
         plain: Any = module
         plain._balance, plain._shared = rules[name], shared

@@ -21,7 +21,14 @@ from typing import Any
 
 import torch
 
-from bessemer.errors import BessemerError, DivergedError, RunInUseError, UsageError
+from bessemer.errors import (
+    BessemerError,
+    DivergedError,
+    OutOfMemoryError,
+    OverfittedError,
+    RunInUseError,
+    UsageError,
+)
 from bessemer.records import provenance
 from bessemer.records.sweep import DONE, FAILED, RUNNING, Sweep, Varied
 from bessemer.sweeps import space
@@ -222,7 +229,7 @@ def _do(
                 watch=watch,
                 stop=stop,
             )
-        except (DivergedError, torch.OutOfMemoryError) as problem:
+        except (DivergedError, OverfittedError, OutOfMemoryError, torch.OutOfMemoryError) as problem:
             study.finish(claim, {}, names, str(problem).split(";")[0].splitlines()[0])
             return True
         except RunInUseError:  # by a worker that was taken for dead: it finishes what it has begun

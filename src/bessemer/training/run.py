@@ -38,6 +38,7 @@ from bessemer.errors import (
     DataError,
     DivergedError,
     FileError,
+    NoNumbersError,
     OutOfMemoryError,
     ProcessError,
     RunInUseError,
@@ -253,7 +254,7 @@ class _Course:
                 # what was logged after the checkpoint will be logged again
                 self.metrics.truncate(self.logged)
                 self.metrics.seek(self.logged)
-            with _in_words(self.recipe):
+            with _in_words(self.recipe), self._divergence_told():
                 trainer.loop(
                     self.model,
                     self.batches,
@@ -343,13 +344,22 @@ class _Course:
         if not math.isfinite(loss):
             weights = ((name, sharding.whole(weight)) for name, weight in self.model.named_parameters())
             first = next((name for name, weight in weights if not weight.isfinite().all()), "")
-            where = f" and so is {first}" if first else ""
-            raise DivergedError(
-                f"the loss is {loss} at iteration {done}{where}; lower optimizer.lr (now "
-                f"{self.recipe.optimizer.lr:g}) and train again into another folder; checkpoints before this are kept "
-                f"in {self.folder}"
-            )
+            raise self._diverged(f"the loss is {loss} at iteration {done}" + (f" and so is {first}" if first else ""))
         return loss
+
+    @contextmanager
+    def _divergence_told(self) -> Iterator[None]:
+        """An attack meets what has diverged before any loss is looked at, and blames the model."""
+        try:
+            yield
+        except NoNumbersError as problem:
+            raise self._diverged(f"{problem} after iteration {self.done}") from problem
+
+    def _diverged(self, what: str) -> DivergedError:
+        return DivergedError(
+            f"{what}; lower optimizer.lr (now {self.recipe.optimizer.lr:g}) and train again into another folder; "
+            f"checkpoints before this are kept in {self.folder}"
+        )
 
     def _validate(self, done: int) -> None:
         if not len(self.dataset.validation):

@@ -27,7 +27,7 @@ def spread(model: nn.Module) -> None:
     device = next(model.parameters()).device
     model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # FSDP knows no other layout
     mesh = init_device_mesh(device.type, (processes.place()[1],))
-    for parent in list(model.modules()):
+    for parent in reversed(list(model.modules())):  # a short cut before the block that it stands in
         if isinstance(parent, nn.Sequential):
             for block in parent:
                 if not isinstance(block, nn.Sequential) and next(block.parameters(), None) is not None:

@@ -111,7 +111,9 @@ class FastFGSM(Perturbing):
         if watch is not None and watch.overfitted:
             return replace(batch, adversarial=self.made(self.several_steps, model, batch))
         found = replace(batch, adversarial=self.made(self.single_step, model, batch))
-        if watch is None or (batch.iteration + 1) % self.check_every or not self._overfitted(watch, model, found):
+        done = batch.iteration + 1
+        # while the radius still grows, what stands says nothing of what should stand later
+        if watch is None or done % self.check_every or done < self.warmup or not self._overfitted(watch, model, found):
             return found
         return replace(batch, adversarial=self.made(self.several_steps, model, batch))
 
