@@ -112,6 +112,7 @@ PROGRAM = """
 
     if __name__ == "__main__":
         caught = []
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell begin deaf to it
         end = int(sys.argv[1])
         before = signal.signal(end, lambda *_: caught.append(1))
         coming = decoded_ahead(work, ((torch.tensor([n]), n) for n in count()), 2)
