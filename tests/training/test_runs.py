@@ -269,6 +269,13 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         load(folder)
 
 
+def test_a_recipe_that_was_only_reworded_is_gone_on_with(tmp_path):
+    train(Recipe.named("digits", ["training.iterations=1"]), tmp_path)
+    train(Recipe.named("digits", ["training.iterations=1", "about=in other words"]), tmp_path, resume=True)
+    with pytest.raises(UsageError, match=r"another recipe: .*seed"):
+        train(Recipe.named("digits", ["training.iterations=1", "seed=1"]), tmp_path, resume=True)
+
+
 def test_what_is_no_run_is_not_opened(tmp_path):
     with pytest.raises(UsageError, match="is no run"):
         load(tmp_path)

@@ -560,7 +560,7 @@ def _located(recipe: Recipe) -> dict[str, Any]:
 
     Left out is what depends on the machines, and changes nothing in what an update computes: how many workers read the
     images, and in how many parts a process works through its share. (Batch norms see one part at a time, as they see
-    one process's share; that too may change.)
+    one process's share; that too may change.) And what the recipe says about itself.
     """
     images = {key: value for key, value in recipe.tables["data"].items() if key != "workers"}
     training = {key: value for key, value in recipe.tables["training"].items() if key != "accumulation"}
@@ -569,6 +569,7 @@ def _located(recipe: Recipe) -> dict[str, Any]:
         "data": images,
         "training": training,
         "init": str(Path(recipe.init).resolve()) if recipe.init else "",
+        "about": "",
     }
 
 
